@@ -1,0 +1,157 @@
+"""A training step of ours and of torch + transformers + peft, on the CPU, in one run.
+
+  python benchmarks/train_step.py [--rounds 3] [--steps 5]
+
+Llama-shaped, width 512, 8 layers, ff 1408, 8 heads on 4 key/value heads, vocabulary
+4096, batch 4 x 256, float32, AdamW, adapters on all seven projections. Each figure
+comes from a process of its own; the contestants take turns, so that a machine whose
+speed drifts is fair to both. Memory is the peak resident set above that of the loaded
+model.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+SHAPE = dict(vocab_size=4096, width=512, depth=8, heads=8, kv_heads=4, ff=1408)
+BATCH, LENGTH, RANK = 4, 256, 16
+
+
+def resident(peak: bool) -> int:
+  """Bytes resident now, or at most since `reset_peak`. Linux only."""
+  key = "VmHWM" if peak else "VmRSS"
+  with open("/proc/self/status") as f:
+    return 1024 * next(int(line.split()[1]) for line in f if line.startswith(key))
+
+
+def reset_peak():
+  """Forgets the peak so far."""
+  with open("/proc/self/clear_refs", "w") as f:
+    f.write("5")
+
+
+def measure(step, steps: int) -> dict:
+  """Seconds of each step after the first two, and bytes above the loaded model."""
+  reset_peak()
+  before = resident(peak=False)
+  seconds = []
+  for i in range(steps + 2):
+    clock = time.perf_counter()
+    step()
+    if i > 1:
+      seconds.append(time.perf_counter() - clock)
+  return dict(seconds=seconds, bytes=resident(peak=True) - before)
+
+
+def ours(adapter, steps: int) -> dict:
+  """A step of jaxpeft."""
+  import jax
+  import numpy as np
+  import optax
+
+  import jaxpeft
+  from jaxpeft import model, training
+
+  config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
+  net = jaxpeft.Transformer(config)
+  params = model.init(net, 0)
+  params = jaxpeft.adapt(params, {"layers_.*/(attn|mlp)/.*": adapter}, jax.random.key(0))
+  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
+  tx = optax.adamw(1e-4)
+  state = training.init_state(trainable, tx)
+  tokens = np.random.default_rng(0).integers(0, 4096, (1, BATCH, LENGTH), np.int32)
+  position = np.arange(LENGTH, dtype=np.int32)
+  batch = dict(
+    tokens=tokens, targets=tokens, weights=np.ones(tokens.shape, np.float32),
+    position=np.broadcast_to(position, tokens.shape), segment=np.ones_like(tokens),
+  )  # fmt: skip
+  step_fn = training.make_step(net, tx).lower(state, frozen, batch).compile()
+
+  def step():
+    nonlocal state
+    state, metrics = step_fn(state, frozen, batch)
+    jax.block_until_ready(metrics)
+
+  return measure(step, steps)
+
+
+def peer(_, steps: int) -> dict:
+  """A step of torch + transformers + peft: LoRA."""
+  import peft
+  import torch
+  import transformers
+
+  config = transformers.LlamaConfig(
+    vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+    num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512,
+  )  # fmt: skip
+  model = transformers.LlamaForCausalLM(config)
+  names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+  model = peft.get_peft_model(
+    model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
+  )
+  model.config.use_cache = False
+  trained = [p for p in model.parameters() if p.requires_grad]
+  optimiser = torch.optim.AdamW(trained, lr=1e-4)
+  tokens = torch.randint(0, 4096, (BATCH, LENGTH))
+
+  def step():
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1e9)  # ours computes the norm too
+    optimiser.step()
+    optimiser.zero_grad()
+
+  return measure(step, steps)
+
+
+def contestants():
+  """name -> (function, adapter); built late, so that a child imports only its own."""
+  return {
+    "torch + transformers + peft, LoRA r=16": (peer, None),
+    "jaxpeft, LoRA r=16": (ours, ("LoRA", dict(rank=RANK, alpha=16.0))),
+    "jaxpeft, SVFT banded d=8": (ours, ("SVFT", dict(off_diagonals=8))),
+    "jaxpeft, SVFT plain": (ours, ("SVFT", dict(pattern="plain"))),
+  }
+
+
+def main():
+  """Runs every contestant in turn, and prints one table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument("--only", help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.only:
+    run, adapter = contestants()[args.only]
+    if adapter:
+      import jaxpeft
+
+      adapter = getattr(jaxpeft, adapter[0])(**adapter[1])
+    print(json.dumps(run(adapter, args.steps)))
+    return
+  results = {name: [] for name in contestants()}
+  for _ in range(args.rounds):
+    for name, got in results.items():
+      command = [sys.executable, __file__, "--only", name, "--steps", str(args.steps)]
+      out = subprocess.run(command, check=True, capture_output=True, text=True)
+      got.append(json.loads(out.stdout.splitlines()[-1]))
+  first = next(iter(results))
+  median = {n: statistics.median(t for g in got for t in g["seconds"])
+            for n, got in results.items()}  # fmt: skip
+  print(f"{os.cpu_count()} cores, {args.rounds} rounds of {args.steps} steps, medians")
+  print(f"{'':<42}{'tokens/s':>9}{'x peer':>8}{'x LoRA':>8}{'peak MiB':>10}")
+  for name, got in results.items():
+    peak = statistics.median(g["bytes"] for g in got) / 2**20
+    print(
+      f"{name:<42}{BATCH * LENGTH / median[name]:>9.0f}"
+      f"{median[first] / median[name]:>8.2f}"
+      f"{median[name] / median['jaxpeft, LoRA r=16']:>8.2f}{peak:>10.0f}"
+    )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,71 @@
+"""python -m jaxpeft doctor | export"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+
+from jaxpeft import cli
+
+_OPTIONAL = {
+  "huggingface_hub": "[hub]: fetch models by hub id",
+  "torch": "[dev]: parity tests and peer benchmarks",
+  "transformers": "[dev]: parity tests and peer benchmarks",
+  "peft": "[dev]: parity tests and peer benchmarks",
+}
+_CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+         "safetensors", "tokenizers", "ml_collections")  # fmt: skip
+
+
+def doctor(_):
+  """Prints backend, devices, versions, and which optional parts are missing."""
+  import jax
+
+  print(f"python {platform.python_version()} on {platform.platform()}, "
+        f"{os.cpu_count()} CPU cores")  # fmt: skip
+  for name in _CORE:
+    print(f"  {name:<18} {importlib.metadata.version(name)}")
+  print(f"backend {jax.default_backend()}")
+  for device in jax.devices():
+    stats = device.memory_stats() or {}
+    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    memory = f", {free / 2**30:.1f} GiB free for JAX" if stats else ""
+    print(f"  {device.device_kind} ({device}){memory}")
+  if jax.default_backend() == "cpu":
+    print("  no accelerator: for an NVIDIA GPU, pip install 'jaxpeft[gpu]'")
+  print("optional parts")
+  for name, use in _OPTIONAL.items():
+    try:
+      print(f"  {name:<18} {importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+      print(f"  {name:<18} missing {use}")
+
+
+def export(args):
+  """Writes a run's merged model for transformers."""
+  import jaxpeft
+
+  model = jaxpeft.load_run(args.ckpt)
+  jaxpeft.save_hf(model, args.out, args.dtype)
+  print(f"wrote {args.out}: {model.name} with {args.ckpt} merged")
+
+
+def main():
+  """The command line."""
+  parser = argparse.ArgumentParser(prog="python -m jaxpeft")
+  commands = parser.add_subparsers(required=True)
+  commands.add_parser("doctor", help=doctor.__doc__).set_defaults(run=doctor)
+  out = commands.add_parser("export", help=export.__doc__)
+  out.add_argument("--ckpt", required=True, help="a run's directory")
+  out.add_argument("--format", choices=("hf",), default="hf")
+  out.add_argument("--out", required=True, help="directory to write")
+  out.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
+  out.set_defaults(run=export)
+  args = parser.parse_args()
+  with cli.one_clear_line():
+    args.run(args)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,191 @@
+"""Adapters: this namespace is the registry. A method is one file and its import here."""
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tqdm
+
+from jaxpeft.adapters.base import Adapted, Adapter, is_adapted
+from jaxpeft.adapters.full import Full
+from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.svft import SVFT
+from jaxpeft.errors import InputError, unknown
+
+METHODS = {method.__name__: method for method in (Full, LoRA, SVFT)}
+
+__all__ = [
+  "METHODS", "SVFT", "Adapted", "Adapter", "Count", "Full", "LoRA", "adapt", "count",
+  "from_config", "is_adapted", "match", "merge",
+]  # fmt: skip
+
+
+class Count(NamedTuple):
+  """Sizes of an adapted model."""
+
+  trainable: int  # parameters that are trained
+  total: int  # all numbers stored, frozen factors included, index arrays not
+  bytes: int  # of what is trained, i.e. of the adapter's file
+
+
+def from_config(options: Mapping) -> dict[str, Adapter]:
+  """{"main": {"name": "LoRA", "match": "...", "rank": 8}} -> {match: LoRA(rank=8)}.
+
+  Raises:
+    InputError: for an unknown method or option, or two entries with one `match`.
+  """
+  rules = {}
+  for entry, fields in options.items():
+    fields = dict(fields)
+    where = f"config.adapt.{entry}"
+    if not {"name", "match"} <= fields.keys():
+      raise InputError(f"{where} needs `name` (a method) and `match` (a regex)")
+    name, pattern = fields.pop("name"), fields.pop("match")
+    if name not in METHODS:
+      raise unknown(f"method in {where}.name", name, METHODS)
+    known = [f for f in METHODS[name].__dataclass_fields__ if f != "dims"]
+    for field in fields:
+      if field not in known:
+        raise unknown(f"option of {name} in {where}", field, known)
+    if pattern in rules:
+      raise InputError(f"two entries of config.adapt match {pattern!r}; keep one")
+    rules[pattern] = METHODS[name](**fields)
+  return rules
+
+
+def match(params, rules: Mapping[str, Adapter]) -> dict[str, Adapter]:
+  """{path: adapter} of the leaves that the rules (regex of the whole path) name.
+
+  Raises:
+    InputError: a rule that matches nothing, two rules on one leaf, a rule on a leaf
+      that its adapter cannot take, or on one that is adapted already.
+  """
+  leaves = _leaves(params)
+  found: dict[str, tuple[str, Adapter]] = {}
+  for pattern, adapter in rules.items():
+    try:
+      regex = re.compile(pattern)
+    except re.error as e:
+      raise InputError(f"adapter rule {pattern!r} is no regex: {e}") from e
+    paths = [path for path in leaves if regex.fullmatch(path)]
+    if not paths:
+      shown = ", ".join(sorted(leaves))
+      raise InputError(f"adapter rule {pattern!r} matches none of: {shown}")
+    for path in paths:
+      leaf = leaves[path]
+      if path in found:
+        raise InputError(
+          f"two adapter rules match {path}: {found[path][0]!r} and {pattern!r}; "
+          "make them disjoint"
+        )
+      if is_adapted(leaf):
+        raise InputError(f"{path} is adapted already; merge first, or adapt the base")
+      shape = leaf.shape[_stacked(path) :]
+      if adapter.matrix_only and len(shape) != 2:
+        raise InputError(
+          f"{type(adapter).__name__} takes matrices, but rule {pattern!r} matches "
+          f"{path} {list(shape)}; narrow the rule, or use Full for it"
+        )
+      adapter.check(path, shape)
+      found[path] = (pattern, adapter)
+  return {path: adapter for path, (_, adapter) in found.items()}
+
+
+def adapt(params, rules: Mapping[str, Adapter], key):
+  """`params` with an `Adapted` node in place of every weight that a rule matches.
+
+  Args:
+    params: nested dict of arrays; those under "layers_*" have a leading depth axis.
+    rules: {regex of the whole path: adapter}; they must be disjoint.
+    key: PRNG key; each leaf's own key depends on it and on its path only.
+  Raises:
+    InputError: see `match`.
+  """
+  found = match(params, rules)
+  leaves = _leaves(params)
+  layers = sum(leaves[p].shape[0] if _stacked(p) else 1 for p in found)
+  # Only what takes long is shown: a truncated or exact SVD of a real model.
+  with tqdm.tqdm(total=layers, desc="adapt", unit="weight", delay=3, leave=False) as bar:
+
+    def replace(path, leaf):
+      path = jax.tree_util.keystr(path, simple=True, separator="/")
+      if path not in found:
+        return leaf
+      own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+      return Adapted(*_init(found[path], own, leaf, _stacked(path), bar), found[path])
+
+    return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_adapted)
+
+
+def merge(params, dtype=None):
+  """Plain arrays again: every `Adapted` node as one weight, merged in float32.
+
+  Args:
+    params: an adapted tree.
+    dtype: of the merged weights; None is that of each weight's frozen part (float32
+      for Full, which has none).
+  """
+
+  def one(path, node):
+    if not is_adapted(node):
+      return node
+    to = dtype or next((x.dtype for k, x in node.frozen.items() if k in "wu"), None)
+    stacked = _stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
+    return _merge(node, stacked, jnp.dtype(to or jnp.float32))
+
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_adapted)
+
+
+def count(params) -> Count:
+  """Parameters and bytes; also of abstract trees (`jax.eval_shape`)."""
+  nodes = jax.tree.leaves(params, is_leaf=is_adapted)
+  theta = jax.tree.leaves([n.theta for n in nodes if is_adapted(n)])
+  stored = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
+  return Count(
+    trainable=sum(x.size for x in theta),
+    total=sum(x.size for x in stored),
+    bytes=sum(x.size * x.dtype.itemsize for x in theta),
+  )
+
+
+def _init(adapter, key, w, stacked: bool, bar):
+  """(frozen, theta) of a weight, layer by layer where it is a concrete stack."""
+  if not stacked:
+    bar.update()
+    return adapter.init(key, w)
+  keys = jax.random.split(key, w.shape[0])
+  if isinstance(w, jax.core.Tracer):
+    return jax.vmap(adapter.init)(keys, w)
+  layers, parts = list(w), []
+  for key_i, w_i in zip(keys, layers, strict=True):
+    parts.append(adapter.init(key_i, w_i))
+    bar.update()
+  # A frozen leaf that is the weight itself stays the stack it came from: no copy.
+  same = {
+    name
+    for name in parts[0][0]
+    if all(p[0][name] is w_i for p, w_i in zip(parts, layers, strict=True))
+  }
+  frozen = {
+    name: w if name in same else jnp.stack([p[0][name] for p in parts])
+    for name in parts[0][0]
+  }
+  return frozen, jax.tree.map(lambda *xs: jnp.stack(xs), *[p[1] for p in parts])
+
+
+@jax.jit(static_argnums=(1, 2))
+def _merge(node, stacked, dtype):
+  dense = jax.vmap(lambda n: n.dense()) if stacked else (lambda n: n.dense())
+  return dense(node).astype(dtype)
+
+
+def _leaves(params) -> dict:
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_adapted)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+
+
+def _stacked(path: str) -> bool:
+  return path.startswith("layers_")

@@ -1,0 +1,66 @@
+"""The adapter protocol, and the pytree node that puts one in a weight's place.
+
+An adapter is a frozen dataclass of hyperparameters with three pure functions of one
+weight w [in, out] (stacked layers are mapped over), and the axes of its leaves:
+
+  init(key, w) -> (frozen, theta)   dicts of arrays; theta is float32 and is trained
+  apply(x, frozen, theta) -> y      == x @ merge(frozen, theta), in factors
+  merge(frozen, theta) -> w'        float32, the formula of the paper
+  dims: {leaf: axes}                letters as in the weight's: i in, o out; others
+                                    replicate. The leaves of frozen and theta together
+
+and, where they differ from the defaults of `Adapter`:
+
+  matrix_only                       False if any leaf (a norm, an embedding) will do
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+
+from jaxpeft.linear import dense, matmul
+
+
+class Adapter:
+  """What adapters have in common unless they say otherwise; see the module docstring."""
+
+  dims: ClassVar[Mapping[str, str]]
+  matrix_only: ClassVar[bool] = True
+
+  def check(self, path: str, shape: tuple[int, ...]) -> None:
+    """Raises InputError where a weight [in, out] of this shape cannot be adapted."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """The weight `adapter.merge(frozen, theta)`, applied in factors."""
+
+  frozen: dict[str, Any]
+  theta: dict[str, Any]
+  adapter: Any = dataclasses.field(metadata=dict(static=True))
+
+  def matmul(self, x):
+    """x [..., in] -> [..., out], in x's dtype."""
+    return self.adapter.apply(x, self.frozen, self.theta)
+
+  def dense(self):
+    """The merged weight, float32."""
+    return self.adapter.merge(self.frozen, self.theta)
+
+
+def is_adapted(node) -> bool:
+  """Whether a tree's node is an adapted weight; for `is_leaf`."""
+  return isinstance(node, Adapted)
+
+
+def low_rank(x, a, b):
+  """(x @ a) @ b in x's dtype: x [..., in], a [in, r], b [r, out]."""
+  return matmul(matmul(x, a), b)
+
+
+def float32(w):
+  """A frozen weight, dense and in float32, for `merge`."""
+  return dense(w).astype("float32")

@@ -1,0 +1,96 @@
+"""From a config to everything a run needs: shared by train, eval, notebooks and CLI."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxpeft import adapters, cli, model, partitions, svd
+from jaxpeft.checkpoints import adapter as adapter_files
+from jaxpeft.data import batches, encode, sources
+from jaxpeft.errors import InputError
+
+
+class Run(NamedTuple):
+  """An adapted model, split for training."""
+
+  model: model.Model  # its params are adapted
+  trainable: Any  # the two partitions of those params
+  frozen: Any
+  fingerprint: dict[str, list[float]]  # of the frozen partition
+
+
+class Data(NamedTuple):
+  """What a run is trained and evaluated on."""
+
+  batches: batches.Batches
+  held_out: list[encode.Example]  # for the loss; empty if config.data.eval is ""
+  problems: list[dict]  # for the task
+  summary: list[str]
+
+
+def base(config) -> model.Model:
+  """The model of `config.model`, not adapted."""
+  return model.load(**config.model, seed=config.seed)
+
+
+def adapt(config, base_model: model.Model) -> Run:
+  """The model adapted by `config.adapt`.
+
+  Raises:
+    InputError: no adapter at all, or one that does not fit; see `adapters.match`.
+  """
+  rules = adapters.from_config(config.adapt)
+  if not rules:
+    raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
+  # Its own stream: the adapter's draws do not follow those of a random model.
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  params = adapters.adapt(base_model.params, rules, key)
+  trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
+  mark = svd.fingerprint(partitions.flatten(frozen))
+  return Run(base_model.replace(params=params), trainable, frozen, mark)
+
+
+def load_run(workdir, config=None) -> model.Model:
+  """The adapted model that a training run left: the adapter it kept, on its base.
+
+  Args:
+    workdir: a run's directory.
+    config: its config, if parts were changed; None reads it.
+  Raises:
+    InputError: no run, not finished, or its base is not the one it was trained on.
+  """
+  config = config or cli.read_config(workdir)
+  folder = pathlib.Path(workdir) / "adapter"
+  if not folder.exists():
+    raise InputError(
+      f"{workdir} has no adapter/: its training is not finished; "
+      "run the same train.py command to go on"
+    )
+  run = adapt(config, base(config))
+  trainable = adapter_files.load(folder, run.trainable, run.fingerprint)
+  return run.model.replace(params=partitions.combine(trainable, run.frozen))
+
+
+def data(config, tokenizer) -> Data:
+  """Training batches, held-out examples and the task's problems."""
+  d = config.data
+  rows = sources.read(d.train, d.limit)
+  train = encode.encode(rows, tokenizer, d.max_tokens, d.loss_on, d.train)
+  made = batches.make(
+    train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed
+  )
+  summary, examples, problems = [train.summary(d.train)], [], []
+  if d.eval:
+    examples, problems, line = held_out(config, tokenizer)
+    summary.append(line)
+  return Data(made, examples, problems, summary)
+
+
+def held_out(config, tokenizer):
+  """(examples for the loss, problems for the task, summary) of config.data.eval."""
+  d = config.data
+  rows = sources.read(d.eval)
+  some = rows[: config.eval.loss_limit or None]
+  held = encode.encode(some, tokenizer, d.max_tokens, d.loss_on, d.eval)
+  return held.examples, rows[: config.eval.limit or None], held.summary(d.eval)

@@ -1,0 +1,1 @@
+"""What is read and written: Hugging Face models, adapters, and the state of a run."""

@@ -1,0 +1,110 @@
+"""What the commands share: flags, one clear line for bad input, exit status 2."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from jaxpeft.errors import InputError
+
+
+@contextlib.contextmanager
+def one_clear_line():
+  """Turns InputError into a line on stderr and exit status 2."""
+  try:
+    yield
+  except InputError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(2)
+
+
+def config_flag():
+  """Declares --config, a file in configs/ whose keys --config.KEY overrides."""
+  config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/; --config.KEY=VALUE changes a key."
+  )
+
+
+def parse(argv: list[str]):
+  """absl's flags from the command line.
+
+  Raises:
+    InputError: for an unknown flag or key, or a value of another type.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
+          ImportError, SyntaxError, NameError) as e:  # fmt: skip
+    raise InputError(f"command line: {_first_line(e)}") from e
+  if len(rest) > 1:
+    raise InputError(f"command line: unexpected {rest[1]!r}; options start with --")
+  return flags.FLAGS
+
+
+def prepare_workdir(path: str, config) -> pathlib.Path:
+  """Makes the run's directory and writes config.json, or checks the one there.
+
+  Raises:
+    InputError: not writable, or it holds a run of another config.
+  """
+  workdir = pathlib.Path(path)
+  text = json.dumps(to_json(config), indent=2) + "\n"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError("not writable")
+    file = workdir / "config.json"
+    if file.exists():
+      changed = _changes(json.loads(file.read_text()), json.loads(text))
+      if changed:
+        raise InputError(
+          f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
+          "use another --workdir, or remove that one"
+        )
+    else:
+      tmp = file.with_suffix(".tmp")
+      tmp.write_text(text)
+      tmp.replace(file)
+  except (OSError, json.JSONDecodeError) as e:
+    raise InputError(f"cannot use --workdir={path}: {e}") from e
+  return workdir
+
+
+def read_config(workdir) -> config_dict.ConfigDict:
+  """The resolved config of a run.
+
+  Raises:
+    InputError: if the directory is no run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError) as e:
+    raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
+  return config_dict.ConfigDict(
+    {k: v for k, v in values.items()}, convert_dict=True
+  ).lock()
+
+
+def to_json(config) -> dict:
+  """The config as plain values."""
+  return json.loads(config.to_json_best_effort())
+
+
+def _changes(old: dict, new: dict, place: str = "") -> list[str]:
+  out = []
+  for key in sorted(old.keys() | new.keys()):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      out += _changes(a, b, f"{place}{key}.")
+    elif a != b:
+      out.append(f"{place}{key}: {a!r} there, {b!r} now")
+  return out
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).split("\n")[0]

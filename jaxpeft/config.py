@@ -1,0 +1,63 @@
+"""Every option, its default, its unit. Nothing else has defaults.
+
+A file in configs/ is a diff against `base()`, and so is the command line:
+`--config.optim.lr=1e-3`.
+"""
+
+from ml_collections import config_dict
+
+
+def base() -> config_dict.ConfigDict:
+  """The default run: the embedded toy model on its two-step problems, no adapter yet."""
+  optional = config_dict.placeholder
+  c = config_dict.ConfigDict()
+  c.seed = 0  # of initialisation, data order and sampling
+
+  c.model = config_dict.ConfigDict()
+  c.model.source = "embedded"  # or a directory, a hub id "org/name", or "init:SHAPE"
+  c.model.dtype = "float32"  # of the frozen weights and the matmuls; or "bfloat16"
+  c.model.groups = ()  # layers per scan, e.g. (24, 8); () is all in one
+  c.model.remat = "none"  # or "layer": recompute layers in the backward pass
+
+  # name -> {name: a method, match: regex of whole paths, and the method's options}
+  c.adapt = config_dict.ConfigDict()
+
+  c.data = config_dict.ConfigDict()
+  c.data.train = "embedded:two_step/train"  # or a JSONL file
+  c.data.eval = "embedded:two_step/test"  # or a JSONL file; "" for none
+  c.data.limit = optional(int)  # examples of the training data; None is all
+  c.data.max_tokens = 192  # per row; longer examples are cut, and reported
+  c.data.pack = True  # several examples to a row, which do not see each other
+  c.data.loss_on = "completion"  # or "all"
+
+  c.train = config_dict.ConfigDict()
+  c.train.steps = 200  # optimiser steps
+  c.train.batch_size = 16  # rows per optimiser step
+  c.train.accumulate = 1  # microbatches that a step is computed in
+  c.train.log_every = 10  # steps
+  c.train.eval_every = 100  # steps; 0 is never
+  c.train.save_every = 100  # steps
+  c.train.keep_best = True  # the adapter with the least held-out loss, not the last
+  c.train.patience = 0  # evaluations without improvement before stopping; 0 is never
+
+  c.optim = config_dict.ConfigDict()
+  c.optim.name = "adamw"  # any in optax or optax.contrib
+  c.optim.lr = 1e-3
+  c.optim.schedule = "cosine"  # or "linear", "constant"; after the warm-up
+  c.optim.warmup = 0.05  # of all steps
+  c.optim.final_lr = 0.0  # of lr, at the last step
+  c.optim.clip_norm = 1.0  # of the whole gradient; 0 is never
+  c.optim.weight_decay = 0.0
+  c.optim.options = config_dict.ConfigDict()  # further ones of that optimiser
+
+  c.eval = config_dict.ConfigDict()
+  c.eval.task = "gsm8k"  # how prompts are made and answers scored; "" for the loss only
+  c.eval.limit = 200  # problems; 0 is all
+  c.eval.loss_limit = 256  # examples of the held-out loss; 0 is all
+  c.eval.batch_size = 100  # prompts decoded at once
+  c.eval.max_new_tokens = 96
+  c.eval.temperature = 0.0  # 0 is greedy
+  c.eval.top_k = 0  # 0 is off
+  c.eval.top_p = 1.0
+  c.eval.answer = "strict"  # accuracy by "strict" (#### N) or "flexible" match
+  return c

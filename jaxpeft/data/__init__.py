@@ -1,0 +1,1 @@
+"""Data: sources, tokenizer and templates, masks, packing, batches by (seed, step)."""

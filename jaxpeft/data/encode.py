@@ -1,0 +1,84 @@
+"""Rows to tokens and masks of supervision."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpeft.data import sources
+from jaxpeft.errors import InputError
+
+
+class Example(NamedTuple):
+  """One text: its tokens, and which of them the loss is taken on."""
+
+  tokens: np.ndarray  # int32[n]
+  supervised: np.ndarray  # bool[n]; the first token never is: nothing predicts it
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """A data set's examples, with what was cut."""
+
+  examples: list[Example]
+  truncated: int  # examples longer than max_tokens, cut at the end
+  dropped: int  # of those, with no supervised token left
+
+  def summary(self, source) -> str:
+    """One line for the log."""
+    tokens = sum(len(e.tokens) for e in self.examples)
+    learned = sum(int(e.supervised.sum()) for e in self.examples)
+    line = (
+      f"{source}: {len(self.examples)} examples, {tokens} tokens, {learned} supervised"
+    )
+    if self.truncated:
+      line += f"; {self.truncated} cut to max_tokens"
+    if self.dropped:
+      line += f", {self.dropped} of them left out: nothing supervised remained"
+    return line
+
+
+def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Encoded:
+  """Examples of a list of rows in any of the four formats.
+
+  Prompt and completion are tokenised apart, so that the prompt's tokens are the very
+  ones that generation starts from.
+
+  Args:
+    rows: dicts, see `sources`.
+    tokenizer: a `Tokenizer`.
+    max_tokens: longer examples are cut at the end.
+    loss_on: "completion" or "all".
+    source: its name, for messages.
+  Raises:
+    InputError: a row in no known format, or nothing supervised in all of them.
+  """
+  if loss_on not in ("completion", "all"):
+    raise InputError(f"data.loss_on is {loss_on!r}; it must be 'completion' or 'all'")
+  examples, truncated, dropped = [], 0, 0
+  for number, row in enumerate(rows, 1):
+    ids, learn = _encode_row(row, tokenizer, f"{source}, row {number}")
+    learn = np.array(learn, bool) | (loss_on == "all")
+    learn[:1] = False
+    truncated += len(ids) > max_tokens
+    example = Example(np.array(ids[:max_tokens], np.int32), learn[:max_tokens])
+    if example.supervised.any():
+      examples.append(example)
+    else:
+      dropped += 1
+  if not examples:
+    raise InputError(
+      f"{source}: no supervised token in {len(rows)} examples. Raise data.max_tokens "
+      f"({max_tokens}) if the prompts alone are longer, or set data.loss_on='all'"
+    )
+  return Encoded(examples, truncated, dropped)
+
+
+def _encode_row(row, tokenizer, place: str):
+  form = sources.format_of(row, place)
+  if form == "messages":
+    return tokenizer.chat(row["messages"])
+  prompt, completion = sources.prompt_and_completion(row, form)
+  prompt = tokenizer.encode(prompt, bos=True)
+  completion = tokenizer.encode(completion) + list(tokenizer.eos_ids[:1])
+  return prompt + completion, [False] * len(prompt) + [True] * len(completion)

@@ -1,0 +1,125 @@
+"""Rows of data: where they come from, and which of four formats they are in."""
+
+import json
+import pathlib
+
+from jaxpeft.data import toy
+from jaxpeft.errors import InputError
+
+# The fields by which a format is known, in order of precedence.
+FORMATS = {
+  "messages": ("messages",),
+  "question/answer": ("question", "answer"),
+  "prompt/completion": ("prompt", "completion"),
+  "alpaca": ("instruction", "output"),
+}
+_ALPACA = (
+  "Below is an instruction that describes a task{}. Write a response that "
+  "appropriately completes the request.\n\n### Instruction:\n{}\n\n{}### Response:\n"
+)
+
+
+def read(source, limit: int | None = None) -> list[dict]:
+  """Rows of a source.
+
+  Args:
+    source: a list of rows; "embedded:NAME" (see `embedded`); or a JSONL file's path.
+    limit: keep the first so many.
+  Raises:
+    InputError: a missing, empty or broken file, with the line's number.
+  """
+  if not isinstance(source, str | pathlib.Path):
+    rows = list(source)
+  elif str(source).startswith("embedded:"):
+    rows = embedded(str(source).removeprefix("embedded:"))
+  else:
+    rows = _jsonl(pathlib.Path(source))
+  if not rows:
+    raise InputError(f"{source} has no rows")
+  return rows[:limit]
+
+
+def embedded(name: str) -> list[dict]:
+  """The embedded task's data: "one_step/train", "two_step/test", "pretrain", ...
+
+  Raises:
+    InputError: for another name.
+  """
+  if name == "pretrain":
+    stories = toy.problems(1, "train", 60_000, seed=0)
+    return stories + toy.drills("train", 60_000, seed=0)
+  steps, _, split = name.partition("/")
+  sizes = {"train": 8_000, "test": 1_000}
+  if steps not in ("one_step", "two_step") or split not in sizes:
+    raise InputError(
+      f"unknown embedded data {name!r}; known: pretrain, and one_step or two_step "
+      "with /train or /test"
+    )
+  return toy.problems(1 + (steps == "two_step"), split, sizes[split], seed=0)
+
+
+def format_of(row: dict, place: str) -> str:
+  """The name of the row's format.
+
+  Raises:
+    InputError: if it is in none, naming the place.
+  """
+  if isinstance(row, dict):
+    for name, fields in FORMATS.items():
+      if all(field in row for field in fields):
+        _check_types(row, name, place)
+        return name
+  known = "; ".join(" + ".join(fields) for fields in FORMATS.values())
+  found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+  raise InputError(f"{place}: has {found or 'no fields'}; expected one of: {known}")
+
+
+def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
+  """A row of any format but "messages" as the text before and the text to learn.
+
+  GSM8K's questions are worded as lm-evaluation-harness words them, so that what is
+  trained is what is evaluated.
+  """
+  if form == "question/answer":
+    return f"Question: {row['question']}\nAnswer:", f" {row['answer']}"
+  if form == "alpaca":
+    more = row.get("input") or ""
+    paired = ", paired with an input that provides further context" if more else ""
+    context = f"### Input:\n{more}\n\n" if more else ""
+    return _ALPACA.format(paired, row["instruction"], context), row["output"]
+  return row["prompt"], row["completion"]
+
+
+def _jsonl(path: pathlib.Path) -> list[dict]:
+  try:
+    lines = path.read_text(encoding="utf-8").split("\n")
+  except (OSError, UnicodeDecodeError) as e:
+    raise InputError(f"cannot read the data file {path}: {e}") from e
+  rows = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as e:
+      raise InputError(f"{path}, line {number}: not JSON: {e}") from e
+    format_of(rows[-1], f"{path}, line {number}")
+  return rows
+
+
+def _check_types(row: dict, name: str, place: str):
+  if name == "messages":
+    messages = row["messages"]
+    good = isinstance(messages, list) and all(
+      isinstance(m, dict)
+      and isinstance(m.get("role"), str)
+      and isinstance(m.get("content"), str)
+      for m in messages
+    )
+    if not good:
+      raise InputError(f"{place}: `messages` must be a list of {{role, content}} texts")
+    return
+  for field in FORMATS[name]:
+    if not isinstance(row[field], str):
+      kind = type(row[field]).__name__
+      raise InputError(f"{place}: `{field}` must be a text, not {kind}")

@@ -1,0 +1,109 @@
+"""A Hugging Face `tokenizer.json` with its special tokens and chat template."""
+
+import dataclasses
+import json
+import pathlib
+
+import tokenizers
+
+from jaxpeft.data import template
+from jaxpeft.errors import InputError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+         "generation_config.json", "chat_template.jinja")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Text to ids and back.
+
+  Attributes:
+    core: the `tokenizers.Tokenizer`.
+    files: name -> bytes of the files it came from, to be saved beside a model.
+    add_bos: whether a text starts with the beginning-of-text token.
+    bos_id, pad_id: None where the tokenizer has none.
+    eos_ids: ids that end a text; generation stops at any, training appends the first.
+    chat_template: jinja source, or None.
+    special: the named special tokens ("bos_token": "<s>"), which templates print.
+  """
+
+  core: tokenizers.Tokenizer
+  files: dict[str, bytes]
+  add_bos: bool
+  bos_id: int | None
+  pad_id: int | None
+  eos_ids: tuple[int, ...]
+  chat_template: str | None
+  special: dict[str, str]
+
+  def encode(self, text: str, bos: bool = False) -> list[int]:
+    """Ids of the text alone, after the beginning-of-text token if `bos` and it has one."""
+    ids = self.core.encode(text, add_special_tokens=False).ids
+    return [self.bos_id, *ids] if bos and self.add_bos else ids
+
+  def decode(self, ids, skip_special: bool = True) -> str:
+    """The text of the ids."""
+    return self.core.decode(list(map(int, ids)), skip_special_tokens=skip_special)
+
+  def chat(self, messages, generation_prompt: bool = False):
+    """(ids, supervised) of a conversation: see `template.chat`.
+
+    Raises:
+      InputError: if there is no chat template.
+    """
+    if self.chat_template is None:
+      raise InputError(
+        "the tokenizer has no chat template (chat_template in tokenizer_config.json); "
+        "give the data as prompt/completion, or add the template file"
+      )
+    return template.chat(self, messages, generation_prompt)
+
+
+def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
+  """The tokenizer of a model directory.
+
+  Args:
+    directory: with tokenizer.json, and tokenizer_config.json if there is one.
+    eos_ids: further ids that end a text, from the model's config.
+  Raises:
+    InputError: if tokenizer.json is missing or unreadable.
+  """
+  directory = pathlib.Path(directory)
+  files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+  if "tokenizer.json" not in files:
+    raise InputError(f"no tokenizer.json in {directory}; slow tokenizers are not read")
+  try:
+    core = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+  except Exception as e:
+    raise InputError(f"cannot read the tokenizer in {directory}: {e}") from e
+  names = json.loads(files.get("special_tokens_map.json", b"{}")) | config
+  special = {
+    k: v["content"] if isinstance(v, dict) else v
+    for k, v in names.items()
+    if k.endswith("_token") and isinstance(v, str | dict)
+  }
+  ids = {k: core.token_to_id(v) for k, v in special.items()}
+  generation = json.loads(files.get("generation_config.json", b"{}"))
+  more = generation.get("eos_token_id") or ()
+  more = (more,) if isinstance(more, int) else tuple(more)
+  ends = [i for i in (ids.get("eos_token"), *eos_ids, *more) if i is not None]
+  source = files.get("chat_template.jinja")
+  source = source.decode() if source else config.get("chat_template")
+  if isinstance(source, list):  # several named templates
+    source = next((t["template"] for t in source if t["name"] == "default"), None)
+  return Tokenizer(
+    core=core,
+    files=files,
+    add_bos=_adds_bos(core, ids.get("bos_token")),
+    bos_id=ids.get("bos_token"),
+    pad_id=ids.get("pad_token"),
+    eos_ids=tuple(dict.fromkeys(ends)),
+    chat_template=source,
+    special=special,
+  )
+
+
+def _adds_bos(core, bos_id) -> bool:
+  """Whether the tokenizer's own post-processor would put the token in front."""
+  return bos_id is not None and core.encode("a").ids[:1] == [bos_id]

@@ -1,0 +1,79 @@
+"""Seeded word problems in GSM8K's format: the embedded task.
+
+One-step problems add or subtract once, two-step problems chain two such steps and show
+both. A problem belongs to the test split if a hash of its numbers says so, so no
+numbers of a test problem are ever trained on, whatever the seeds.
+"""
+
+import random
+import zlib
+
+_NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris",
+          "Jack", "Kate", "Leo", "Maria", "Noah", "Olga", "Paul")  # fmt: skip
+_THINGS = ("apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "pencils",
+           "shells", "stamps", "stickers", "stones")  # fmt: skip
+_GAIN = ("buys {} more", "finds {} more", "gets {} more", "wins {} more")
+_LOSE = ("gives away {}", "loses {}", "sells {}", "uses {}")
+_LIMIT = 99  # no number is larger
+_TEST_SHARE = 8  # one in so many number tuples
+
+
+def problems(steps: int, split: str, count: int, seed: int) -> list[dict[str, str]]:
+  """`count` problems {"question", "answer"} of one or two steps.
+
+  Args:
+    steps: 1 or 2.
+    split: "train" or "test"; disjoint for any seeds.
+    count: how many; they may repeat where the space is small.
+    seed: of the choice.
+  """
+  rng = random.Random(f"{steps}-{split}-{seed}")
+  rows = []
+  while len(rows) < count:
+    start, changes = _draw(rng, steps)
+    if _split((start, *changes)) == split:
+      rows.append(_tell(rng, start, changes))
+  return rows
+
+
+def drills(split: str, count: int, seed: int) -> list[dict[str, str]]:
+  """Bare sums, "23+14=" -> "37": they teach the base arithmetic faster than stories."""
+  rng = random.Random(f"drill-{split}-{seed}")
+  rows = []
+  while len(rows) < count:
+    start, (change,) = _draw(rng, 1)
+    if _split((start, change)) == split:
+      rows.append({"prompt": f"{start}{change:+d}=", "completion": str(start + change)})
+  return rows
+
+
+def _draw(rng, steps: int):
+  """A start and signed changes, with every intermediate result in 1 .. _LIMIT."""
+  while True:
+    start = rng.randint(2, _LIMIT)
+    changes = [rng.choice((-1, 1)) * rng.randint(2, _LIMIT - 1) for _ in range(steps)]
+    totals = [start + sum(changes[: i + 1]) for i in range(steps)]
+    if all(1 <= total <= _LIMIT for total in totals):
+      return start, changes
+
+
+def _split(numbers) -> str:
+  share = zlib.crc32(repr(numbers).encode()) % _TEST_SHARE
+  return "test" if share == 0 else "train"
+
+
+def _tell(rng, start: int, changes: list[int]) -> dict[str, str]:
+  name, things = rng.choice(_NAMES), rng.choice(_THINGS)
+  story, working, total = [f"{name} has {start} {things}."], [], start
+  for i, change in enumerate(changes):
+    deed = rng.choice(_GAIN if change > 0 else _LOSE).format(abs(change))
+    story.append(f"{'Then ' * (i > 0)}{name} {deed}.")
+    result = total + change
+    sum_ = f"{total}{change:+d}"
+    working.append(f"{name} has {sum_}=<<{sum_}={result}>>{result} {things}.")
+    total = result
+  story.append(f"How many {things} does {name} have now?")
+  return {
+    "question": " ".join(story),
+    "answer": "\n".join([*working, f"#### {total}"]),
+  }

@@ -1,0 +1,15 @@
+"""The one error for bad input: a command prints its line and exits with status 2."""
+
+
+class InputError(ValueError):
+  """What the user gave cannot be used; the message names value, limit, place, way out."""
+
+
+def unknown(what: str, name, known) -> InputError:
+  """InputError for a `name` that is not among `known`, with the nearest one suggested."""
+  import difflib
+
+  known = sorted(map(str, known))
+  near = difflib.get_close_matches(str(name), known, n=1)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  return InputError(f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}")

@@ -1,0 +1,75 @@
+"""The one place where the model meets a weight.
+
+A weight is an array [in, out], or a pytree node that stands for one and has
+
+  matmul(x): x [..., in] -> [..., out] in x's dtype, without forming the weight where it can;
+  dense(): the weight itself, as an array.
+
+The transformer calls these functions only, so it knows no adapter and no quantiser.
+"""
+
+import flax.linen as nn
+import jax
+from jax import lax
+
+
+def is_array(w) -> bool:
+  """Whether `w` is a plain array (or its abstract shape) and not a weight node."""
+  return not hasattr(w, "matmul")
+
+
+def linear(x, w):
+  """x [..., in] times the weight w [in, out], in x's dtype."""
+  return matmul(x, w) if is_array(w) else w.matmul(x)
+
+
+@jax.custom_vjp
+def matmul(x, w):
+  """x [..., in] times an array [in, out], in x's dtype."""
+  return x @ w.astype(x.dtype)
+
+
+def _matmul_fwd(x, w):
+  return matmul(x, w), (x, w)
+
+
+def _matmul_bwd(residuals, g):
+  x, w = residuals
+  # XLA:CPU would fuse what computes g into a strided transpose of it, for each of the
+  # two products again; the barrier has it computed once (benchmarks/train_step.py).
+  g = lax.optimization_barrier(g)
+  rows = (tuple(range(x.ndim - 1)),) * 2
+  dw = lax.dot_general(x, g, (rows, ((), ())), preferred_element_type=w.dtype)
+  return lax.dot_general(g, w.astype(g.dtype), (((g.ndim - 1,), (1,)), ((), ()))), dw
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def dense(w):
+  """The weight as an array; for the leaves that are not multiplied (norms, embeddings)."""
+  return w if is_array(w) else w.dense()
+
+
+class Weights(nn.Module):
+  """Declares named weights of one place, and returns them in a dict.
+
+  Attributes:
+    shapes: pairs (name, shape).
+    init: initialiser for each; used only by `Module.init`, i.e. when pretraining.
+  """
+
+  shapes: tuple[tuple[str, tuple[int, ...]], ...]
+  init: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self):
+    return {name: weight(self, name, shape, self.init) for name, shape in self.shapes}
+
+
+def weight(module, name: str, shape, init):
+  """The parameter `name` of a linen module, whatever kind of weight stands there."""
+  if module.has_variable("params", name):
+    # `param` would compare shapes, and a weight node has none.
+    return module.get_variable("params", name)
+  return module.param(name, init, shape)

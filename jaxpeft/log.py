@@ -1,0 +1,101 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard files, loss.png, a bar."""
+
+import json
+import pathlib
+import sys
+
+import matplotlib
+import tensorboardX
+import tqdm
+
+from jaxpeft.errors import InputError
+
+
+class Log:
+  """Metrics of a run, one JSON object a line, continued at `step` when resuming.
+
+  Lines behind `step` are dropped: the resumed run writes them again, the same.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self._path = workdir / "metrics.jsonl"
+    self.lines = [line for line in read(self._path) if line["step"] <= step]
+    text = "".join(json.dumps(line) + "\n" for line in self.lines)
+    self._path.with_suffix(".tmp").write_text(text)
+    self._path.with_suffix(".tmp").replace(self._path)
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+    )
+
+  def write(self, step: int, **values):
+    """Appends a line, and its numbers to TensorBoard."""
+    line = dict(step=step, **values)
+    self.lines.append(line)
+    with self._path.open("a") as f:
+      f.write(json.dumps(line) + "\n")
+    for name, value in values.items():
+      if isinstance(value, int | float) and not isinstance(value, bool):
+        self._board.add_scalar(name, value, step)
+
+  def last(self, name: str):
+    """The newest value of that name, or None."""
+    return next((line[name] for line in reversed(self.lines) if name in line), None)
+
+  def plot(self, path: pathlib.Path, title: str):
+    """Draws training and held-out loss over steps."""
+    from matplotlib import figure  # no pyplot: it would choose a display
+
+    matplotlib.use("Agg")
+    fig = figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = fig.subplots()
+    for name, label in (("loss", "training batch"), ("eval_loss", "held out")):
+      points = [(line["step"], line[name]) for line in self.lines if name in line]
+      if points:
+        axes.plot(*zip(*points, strict=True), label=label, marker="." * (name != "loss"))
+    axes.set(xlabel="step", ylabel="loss [nats per supervised token]", title=title)
+    axes.set_yscale("log")
+    axes.legend()
+    fig.savefig(path, dpi=120)
+
+  def close(self):
+    """Flushes the TensorBoard file."""
+    self._board.close()
+
+
+def read(path: pathlib.Path) -> list[dict]:
+  """The lines of a metrics.jsonl; a last line that a killed run left half is dropped."""
+  if not path.exists():
+    return []
+  lines = path.read_text().split("\n")
+  out = []
+  for number, line in enumerate(lines, 1):
+    if not line:
+      continue
+    try:
+      out.append(json.loads(line))
+    except json.JSONDecodeError as e:
+      if number >= len(lines) - 1:
+        break
+      raise InputError(f"{path}, line {number}: not JSON: {e}") from e
+  return out
+
+
+def bar(total: int, initial: int, unit: str) -> tqdm.tqdm:
+  """A progress bar on a terminal; elsewhere none, and `note` prints lines instead."""
+  return tqdm.tqdm(
+    total=total, initial=initial, unit=unit, disable=not sys.stderr.isatty(),
+    dynamic_ncols=True,
+  )  # fmt: skip
+
+
+def note(text: str):
+  """A line for people, on stderr, that does not tear a progress bar."""
+  tqdm.tqdm.write(text, file=sys.stderr)
+
+
+def human(count: float) -> str:
+  """1234567 -> "1.23 M"."""
+  for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    if abs(count) >= size:
+      return f"{count / size:.3g}{unit}"
+  return f"{count:.3g} " if isinstance(count, float) else f"{count} "

@@ -1,0 +1,137 @@
+"""A model as a notebook has it: architecture, parameters and tokenizer in one value."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft import assets, sample, zoo
+from jaxpeft.checkpoints import hf
+from jaxpeft.data import tokenizer as tokenizers
+from jaxpeft.errors import InputError, unknown
+from jaxpeft.attention import Where
+from jaxpeft.transformer import ModelConfig, Transformer, layer_groups
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Immutable; `replace(params=...)` gives the same model with other parameters.
+
+  Attributes:
+    transformer: the linen module, which holds the `ModelConfig`.
+    params: its parameters, adapted or not.
+    tokenizer: a `Tokenizer`.
+    name: what it was loaded from.
+  """
+
+  transformer: Transformer
+  params: Any
+  tokenizer: tokenizers.Tokenizer
+  name: str
+
+  @property
+  def config(self) -> ModelConfig:
+    """The architecture."""
+    return self.transformer.config
+
+  def __call__(self, tokens, mask=None):
+    """Logits float32[B, T, V] of tokens int[B, T].
+
+    Args:
+      tokens: token ids.
+      mask: bool[B, T], False for padding, on either side; None is no padding.
+    """
+    return _logits(self.transformer, self.params, jnp.asarray(tokens), mask)
+
+  def generate(
+    self, prompts, max_new_tokens: int = 64, temperature: float = 0.0,
+    top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int | None = None,
+  ) -> list[str]:  # fmt: skip
+    """Texts that continue the prompts (a list of str), until a stop token."""
+    ids = [self.tokenizer.encode(p, bos=True) for p in prompts]
+    sampling = sample.Sampling(temperature, top_k, top_p)
+    stops = self.tokenizer.eos_ids
+    new = sample.generate(
+      self.transformer, self.params, ids, max_new_tokens, stops, sampling, seed,
+      batch_size,
+    )  # fmt: skip
+    return [self.tokenizer.decode(row) for row in new]
+
+  def replace(self, **changes) -> "Model":
+    """The same model with other fields."""
+    return dataclasses.replace(self, **changes)
+
+
+def load(
+  source: str = "embedded",
+  dtype: str = "bfloat16",
+  groups: tuple[int, ...] = (),
+  remat: str = "none",
+  seed: int = 0,
+) -> Model:
+  """A model by name.
+
+  Args:
+    source: "embedded" (a toy), a directory or hub id in Hugging Face's format, or
+      "init:SHAPE", a shape of `zoo.SHAPES` with random weights and the toy's tokenizer.
+    dtype: "float32" or "bfloat16", of weights and matmuls.
+    groups: layers per scan, summing to the depth; () is one scan.
+    remat: "none", or "layer".
+    seed: of random weights.
+  Raises:
+    InputError: what cannot be found, read or is not supported.
+  """
+  if dtype not in DTYPES:
+    raise unknown("model.dtype", dtype, DTYPES)
+  if remat not in ("none", "layer"):
+    raise unknown("model.remat", remat, ("none", "layer"))
+  directory = assets.TINY
+  if source.startswith("init:"):
+    name = source.removeprefix("init:")
+    if name not in zoo.SHAPES:
+      raise unknown("shape in model.source", name, zoo.SHAPES)
+    config = zoo.SHAPES[name]
+  else:
+    directory = assets.TINY if source == "embedded" else hf.find(source)
+    config = hf.read_config(directory)
+  try:
+    layer_groups(groups, config.depth)
+  except ValueError as e:
+    raise InputError(f"model.groups: {e}") from e
+  transformer = Transformer(config, tuple(groups), remat, dtype)
+  if source.startswith("init:"):
+    params = init(transformer, seed)
+  else:
+    params = hf.load(directory, config, dtype, tuple(groups))
+  tokenizer = tokenizers.load(directory, config.eos_ids)
+  return Model(transformer, params, tokenizer, source)
+
+
+def init(transformer: Transformer, seed: int):
+  """Random parameters, in the transformer's dtype."""
+
+  @jax.jit
+  def make(key):
+    params = transformer.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    return jax.tree.map(lambda x: x.astype(transformer.dtype), params)
+
+  return make(jax.random.key(seed))
+
+
+def shapes(config: ModelConfig, dtype: str = "bfloat16"):
+  """The parameter tree of an architecture as shapes: to count and compile without it."""
+  transformer = Transformer(config, dtype=dtype)
+  return jax.eval_shape(functools.partial(init, transformer), 0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(transformer, params, tokens, mask):
+  where = None
+  if mask is not None:
+    segment = jnp.asarray(mask).astype(jnp.int32)
+    where = Where(jnp.maximum(jnp.cumsum(segment, 1) - 1, 0), segment)
+  return transformer.apply({"params": params}, tokens, where)

@@ -1,0 +1,81 @@
+"""Optimisers by name, with schedule and clipping, for the trainable partition."""
+
+import inspect
+
+import optax
+import optax.contrib
+
+from jaxpeft.errors import InputError, unknown
+
+
+def schedule(lr: float, kind: str, warmup: float, final_lr: float, steps: int):
+  """Learning rate by step: linear warm-up from 0, then the named decay.
+
+  Args:
+    lr: the peak.
+    kind: "cosine", "linear" or "constant".
+    warmup: share of the steps.
+    final_lr: share of the peak that is left at the last step.
+    steps: in all.
+  """
+  if not 0 <= warmup < 1:
+    raise InputError(f"optim.warmup {warmup} is a share of all steps, in [0, 1)")
+  rising = round(warmup * steps)
+  rest = max(1, steps - rising)
+  decays = {
+    "cosine": lambda: optax.cosine_decay_schedule(lr, rest, final_lr),
+    "linear": lambda: optax.linear_schedule(lr, final_lr * lr, rest),
+    "constant": lambda: optax.constant_schedule(lr),
+  }
+  if kind not in decays:
+    raise unknown("optim.schedule", kind, decays)
+  if not rising:
+    return decays[kind]()
+  # The first step already moves: a warm-up from 0 would waste it.
+  first = optax.linear_schedule(lr / rising, lr, rising - 1) if rising > 1 else (
+    optax.constant_schedule(lr)
+  )
+  return optax.join_schedules([first, decays[kind]()], [rising])
+
+
+def make(
+  steps: int, *, name, lr, schedule: str, warmup, final_lr, clip_norm, weight_decay,
+  options,
+):  # fmt: skip
+  """(gradient transformation, learning-rate schedule) of `config.optim`.
+
+  Raises:
+    InputError: an optimiser that Optax does not have, or an option that it does not.
+  """
+  factory = _factories().get(name)
+  if factory is None:
+    raise unknown("optimiser in optim.name", name, _factories())
+  options = dict(options)
+  known = inspect.signature(factory).parameters
+  if weight_decay:
+    options["weight_decay"] = weight_decay
+  elif "weight_decay" in known:
+    options.setdefault("weight_decay", 0.0)
+  for option in options:
+    if option not in known:
+      raise unknown(f"option of {name} in optim.options", option, known)
+  rate = _schedule(lr, schedule, warmup, final_lr, steps)
+  clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  try:
+    return optax.chain(*clip, factory(rate, **options)), rate
+  except (TypeError, ValueError) as e:
+    raise InputError(f"optimiser {name} refuses {options}: {e}") from e
+
+
+_schedule = schedule  # `make` has an argument of that name, as the config has
+
+
+def _factories() -> dict:
+  found = {}
+  for module in (optax.contrib, optax):
+    for name, f in vars(module).items():
+      if inspect.isfunction(f) and not name.startswith("_"):
+        first = next(iter(inspect.signature(f).parameters), "")
+        if first == "learning_rate":
+          found[name] = f
+  return found

@@ -1,0 +1,175 @@
+"""Decoding: one compiled program of prefill and a loop with a key/value cache.
+
+Prompts are padded on the right to a bucketed length; new tokens go to slots behind
+all prompts. Axes: B rows, P prompt slots, N new slots, S = P + N.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft.errors import InputError
+from jaxpeft.attention import KV, Where
+from jaxpeft.transformer import Transformer
+
+_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is drawn.
+
+  Attributes:
+    temperature: logits are divided by it; 0 takes the likeliest token.
+    top_k: only the k likeliest tokens; 0 is all.
+    top_p: only the likeliest tokens that together reach this probability.
+  """
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    if self.temperature < 0:
+      raise InputError(f"temperature {self.temperature} is negative")
+    if self.top_k < 0:
+      raise InputError(f"top_k {self.top_k} is negative; 0 is off")
+    if not 0 < self.top_p <= 1:
+      raise InputError(f"top_p {self.top_p} is not in (0, 1]")
+
+
+def generate(
+  transformer: Transformer,
+  params,
+  prompts: list[list[int]],
+  max_new_tokens: int,
+  stop_ids: tuple[int, ...] = (),
+  sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+  seed: int = 0,
+  batch_size: int | None = None,
+) -> list[list[int]]:
+  """New tokens for each prompt, up to and without the first stop token.
+
+  A row's tokens depend on its prompt, its index and the seed, not on the batch.
+
+  Args:
+    transformer: the model.
+    params: its parameters, adapted or not.
+    prompts: token ids, each at least one.
+    max_new_tokens: at most so many.
+    stop_ids: ids that end a row.
+    sampling: see `Sampling`.
+    seed: of the draws.
+    batch_size: rows decoded at once; None is all.
+  Raises:
+    InputError: an empty prompt, or more tokens than the model has positions.
+  """
+  lengths = [len(p) for p in prompts]
+  if min(lengths, default=1) == 0:
+    raise InputError(f"prompt {lengths.index(0)} has no tokens")
+  limit = transformer.config.max_positions
+  if lengths and max(lengths) + max_new_tokens > limit:
+    raise InputError(
+      f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones exceed the "
+      f"model's {limit} positions; lower max_new_tokens or shorten the prompt"
+    )
+  batch_size = batch_size or max(1, len(prompts))
+  keys = jax.random.split(jax.random.key(seed), max(1, len(prompts)))
+  out = []
+  for first in range(0, len(prompts), batch_size):
+    rows = prompts[first : first + batch_size]
+    tokens = np.zeros((batch_size, bucket(max(map(len, rows)))), np.int32)
+    length = np.zeros(batch_size, np.int32)  # 0 marks the rows that only fill a batch
+    for i, row in enumerate(rows):
+      tokens[i, : len(row)] = row
+      length[i] = len(row)
+    index = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
+    new, count = decode(
+      transformer, params, tokens, length, keys[index], max_new_tokens,
+      tuple(stop_ids), sampling,
+    )  # fmt: skip
+    new, count = np.asarray(new), np.asarray(count)
+    out += [new[i, : count[i]].tolist() for i in range(len(rows))]
+  return out
+
+
+def bucket(length: int) -> int:
+  """The padded length of prompts, so that few programs are compiled."""
+  return next((b for b in _BUCKETS if b >= length), -(-length // 512) * 512)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def decode(
+  transformer, params, tokens, length, keys, max_new: int, stop_ids, sampling
+):
+  """Prefill and decode a batch.
+
+  Args:
+    tokens: int[B, P], padded on the right.
+    length: int[B]; 0 for a row to be ignored.
+    keys: PRNG keys [B].
+    max_new, stop_ids, sampling: static.
+  Returns:
+    (int[B, N] new tokens, int[B] how many of them precede a stop token).
+  """
+  b, p = tokens.shape
+  slots = jnp.arange(p + max_new)
+  prompt = slots < length[:, None]
+  position = jnp.where(slots < p, slots, length[:, None] + slots - p)
+  where = Where(position[:, :p], prompt[:, :p].astype(jnp.int32))
+  logits, kept = transformer.apply(
+    {"params": params}, tokens, where, keep_kv=True, at=jnp.maximum(length - 1, 0)
+  )
+  room = [(0, 0), (0, 0), (0, 0), (0, max_new), (0, 0)]
+  cache = jax.tree.map(lambda x: jnp.pad(x, room), kept)
+
+  def is_stop(token):
+    return functools.reduce(jnp.logical_or, [token == s for s in stop_ids], False)
+
+  def go_on(carry):
+    i, _, done, *_ = carry
+    return (i < max_new) & ~done.all()
+
+  def body(carry):
+    i, logits, done, cache, new, count = carry
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    token = choose(own, logits, sampling)
+    done = done | is_stop(token)
+    new = new.at[:, i].set(token)
+    count = count + ~done
+    filled = prompt | ((slots >= p) & (slots < p + i))
+    seen = Where(position, filled.astype(jnp.int32))
+    here = Where((length + i)[:, None], jnp.ones((b, 1), jnp.int32))
+    logits, kept = transformer.apply(
+      {"params": params}, token[:, None], here,
+      kv=[KV(k, v, seen) for k, v in cache], keep_kv=True,
+    )  # fmt: skip
+    cache = jax.tree.map(
+      lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, p + i, 3), cache, kept
+    )
+    return i + 1, logits[:, 0], done, cache, new, count
+
+  start = (0, logits, length == 0, cache, jnp.zeros((b, max_new), jnp.int32),
+           jnp.zeros(b, jnp.int32))  # fmt: skip
+  *_, new, count = jax.lax.while_loop(go_on, body, start)
+  return new, count
+
+
+def choose(keys, logits, sampling: Sampling):
+  """int32[B] tokens drawn from logits float32[B, V], one key a row."""
+  if sampling.temperature == 0:
+    return jnp.argmax(logits, -1).astype(jnp.int32)
+  logits = logits / sampling.temperature
+  if sampling.top_k:
+    k = min(sampling.top_k, logits.shape[-1])
+    least = jax.lax.top_k(logits, k)[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if sampling.top_p < 1:
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered), -1) - jax.nn.softmax(ordered)
+    kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
+    logits = jnp.where(logits < kept.min(-1, keepdims=True), -jnp.inf, logits)
+  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

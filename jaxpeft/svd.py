@@ -1,0 +1,121 @@
+"""Singular value decomposition with canonical signs, a disk cache and a fingerprint.
+
+Signs are arbitrary in an SVD, and SVFT's off-diagonals and LoRA-XS' core change their
+meaning with them: theta trained on one set of factors is wrong on another. So signs
+are fixed here, and the factors a run was trained on are recognised by `fingerprint`.
+"""
+
+import hashlib
+import os
+import pathlib
+import tempfile
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+_SKETCHES = 4  # numbers per leaf
+_SAMPLED_ROWS = 16  # rows of the last two axes that a sketch reads
+
+
+def svd(w):
+  """Thin SVD w = u @ diag(s) @ vt in float32, each u column's largest entry positive.
+
+  A concrete array goes through the disk cache; a traced one is computed in place.
+
+  Args:
+    w: float[in, out].
+  Returns:
+    u float32[in, k], s float32[k] descending, vt float32[k, out], k = min(in, out).
+  """
+  if isinstance(w, jax.core.Tracer):
+    return exact(w)
+  path = cache_dir() / f"{_digest(w)}.safetensors"
+  if path.exists():
+    try:
+      f = safetensors.numpy.load_file(path)
+      return tuple(jnp.asarray(f[name]) for name in ("u", "s", "vt"))
+    except Exception:  # a damaged cache entry is no error: it is made again
+      path.unlink(missing_ok=True)
+  factors = exact(w)
+  _write(path, dict(zip(("u", "s", "vt"), map(np.asarray, factors), strict=True)))
+  return factors
+
+
+@jax.jit
+def exact(w):
+  """The SVD of `svd`, as a pure function."""
+  u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+  return canonical_signs(u, s, vt)
+
+
+def canonical_signs(u, s, vt):
+  """Flips (u_i, v_i) pairs so that the entry of u_i largest in magnitude is positive."""
+  largest = jnp.take_along_axis(u, jnp.abs(u).argmax(0, keepdims=True), axis=0)
+  sign = jnp.where(largest < 0, -1.0, 1.0).astype(u.dtype)
+  return u * sign, s, vt * sign.T
+
+
+def cache_dir() -> pathlib.Path:
+  """$JAXPEFT_CACHE/svd, by default ~/.cache/jaxpeft/svd."""
+  root = os.environ.get("JAXPEFT_CACHE") or pathlib.Path.home() / ".cache" / "jaxpeft"
+  return pathlib.Path(root) / "svd"
+
+
+def fingerprint(tree: dict) -> dict[str, list[float]]:
+  """A few numbers per leaf that tell one base, and one choice of factors, from another.
+
+  Random-sign sums over sampled rows, in float32: another checkpoint, a flipped sign
+  or a rotated pair of singular vectors changes them, rounding of another machine
+  does not. Compare with `differences`.
+
+  Args:
+    tree: flat dict of path -> array.
+  """
+  return {path: _sketch(path, leaf) for path, leaf in sorted(tree.items())}
+
+
+def differences(a: dict, b: dict, tolerance: float = 1e-3) -> list[str]:
+  """The paths at which two fingerprints are not of the same arrays."""
+  paths = sorted(a.keys() | b.keys())
+  return [
+    path
+    for path in paths
+    if path not in a
+    or path not in b
+    or not np.allclose(a[path], b[path], rtol=tolerance, atol=tolerance)
+  ]
+
+
+def _sketch(path: str, leaf) -> list[float]:
+  rows = leaf.shape[-2] if leaf.ndim > 1 else 1
+  sample = leaf[..., :: max(1, rows // _SAMPLED_ROWS), :] if leaf.ndim > 1 else leaf
+  sample = np.asarray(sample, np.float64).reshape(-1)
+  rng = np.random.default_rng(zlib.crc32(path.encode()))
+  signs = rng.integers(0, 2, (_SKETCHES, 1 + sample.size // 64), np.int8) * 2 - 1
+  # Signs repeat by outer product, so that a sketch of a large leaf stays cheap.
+  inner = rng.integers(0, 2, (_SKETCHES, 64), np.int8) * 2 - 1
+  padded = np.zeros(signs.shape[1] * 64)
+  padded[: sample.size] = sample
+  sums = np.einsum("sa,ab,sb->s", signs, padded.reshape(-1, 64), inner, optimize=True)
+  return [float(f"{x:.6g}") for x in sums / max(1.0, np.linalg.norm(sample))]
+
+
+def _digest(w) -> str:
+  w = np.asarray(w)
+  header = f"svd-v1 {w.dtype} {w.shape} ".encode()
+  return hashlib.sha256(header + np.ascontiguousarray(w).tobytes()).hexdigest()
+
+
+def _write(path: pathlib.Path, arrays: dict):
+  """Writes all or nothing; a cache that cannot be written is done without."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    safetensors.numpy.save_file(arrays, name)
+    os.replace(name, path)
+  except OSError:
+    return

@@ -1,0 +1,101 @@
+"""One optimiser step, as a pure function of state, frozen partition and batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxpeft import losses, partitions
+from jaxpeft.errors import InputError
+from jaxpeft.attention import Where
+
+
+class TrainState(NamedTuple):
+  """All that changes during training, and all that a checkpoint holds."""
+
+  trainable: Any  # the trainable partition, float32
+  opt: Any  # the optimiser's state for it
+  step: jax.Array  # int32[], steps taken
+  bad_step: jax.Array  # int32[], first step with a loss or gradient not finite; or -1
+
+
+def init_state(trainable, tx) -> TrainState:
+  """The state before the first step; copies `trainable`, as steps donate their input."""
+  trainable = jax.tree.map(jnp.array, trainable)
+  return TrainState(trainable, tx.init(trainable), jnp.int32(0), jnp.int32(-1))
+
+
+def loss_sum(transformer, params, batch):
+  """(summed loss in nats, supervised tokens) of one batch; see `data.batches`."""
+  where = Where(batch["position"], batch["segment"])
+  logits = transformer.apply({"params": params}, batch["tokens"], where)
+  return losses.cross_entropy(logits, batch["targets"], batch["weights"])
+
+
+def make_step(transformer, tx):
+  """step(state, frozen, batch) -> (state, metrics), jitted, donating the state.
+
+  The batch has a leading axis of microbatches. Their summed gradients are divided by
+  all their supervised tokens at the end, so that accumulation equals the big batch
+  also where microbatches differ in tokens.
+
+  From the first step whose loss or gradient is not finite on, the state stands still:
+  what is saved when the loop notices is the last good one.
+  """
+
+  def loss_fn(trainable, frozen, batch):
+    params = partitions.combine(trainable, frozen)
+    return loss_sum(transformer, params, batch)
+
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def step(state, frozen, batch):
+    (loss, tokens), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
+    grads = jax.tree.map(lambda g: g / tokens, grads)
+    norm = optax.tree.norm(grads)
+    updates, opt = tx.update(grads, state.opt, state.trainable)
+    moved = optax.apply_updates(state.trainable, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    bad = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
+    new = TrainState(moved, opt, state.step + 1, bad)
+    old = state._replace(bad_step=bad)
+    new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, old)
+    metrics = dict(loss=loss / tokens, grad_norm=norm, tokens=tokens, bad_step=bad)
+    return new, metrics
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def _accumulate(grad_fn, trainable, frozen, batch):
+  """Sums over the leading axis: ((loss, tokens), grads)."""
+  count = jax.tree.leaves(batch)[0].shape[0]
+  if count == 1:
+    return grad_fn(trainable, frozen, jax.tree.map(lambda x: x[0], batch))
+
+  def add(total, microbatch):
+    return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, microbatch)), None
+
+  zeros = jax.tree.map(jnp.zeros_like, trainable)
+  start = ((jnp.float32(0), jnp.float32(0)), zeros)
+  return jax.lax.scan(add, start, batch)[0]
+
+
+def split(batch: dict[str, np.ndarray], accumulate: int) -> dict[str, np.ndarray]:
+  """A batch [B, ...] as microbatches [accumulate, B / accumulate, ...].
+
+  Raises:
+    InputError: if they do not divide the batch.
+  """
+  rows = len(batch["tokens"])
+  if accumulate < 1 or rows % accumulate:
+    raise InputError(
+      f"train.accumulate {accumulate} does not divide train.batch_size {rows}"
+    )
+  return {k: x.reshape(accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
+
+
+def make_eval(transformer):
+  """evaluate(params, batch) -> (summed loss, supervised tokens), jitted."""
+  return jax.jit(lambda params, batch: loss_sum(transformer, params, batch))

@@ -1,0 +1,437 @@
+"""Every adapter through one interface; a new method is one line in ADAPTERS."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpeft
+from jaxpeft import partitions, svd, training
+from jaxpeft.linear import linear
+
+ADAPTERS = {
+  "full": jaxpeft.Full(),
+  "lora": jaxpeft.LoRA(rank=4, alpha=8.0),
+  "rslora": jaxpeft.LoRA(rank=4, alpha=8.0, rslora=True),
+  "svft-plain": jaxpeft.SVFT(pattern="plain"),
+  "svft-banded": jaxpeft.SVFT(pattern="banded", off_diagonals=3),
+  "svft-random": jaxpeft.SVFT(pattern="random", off_diagonals=2),
+  "svft-topk": jaxpeft.SVFT(pattern="topk", off_diagonals=2),
+  "svft-gate": jaxpeft.SVFT(pattern="banded", off_diagonals=1, gate=True),
+  "svft-rank": jaxpeft.SVFT(pattern="banded", off_diagonals=2, rank=9),
+  "svft-keep": jaxpeft.SVFT(pattern="random", off_diagonals=2, keep_base=True),
+}
+SHAPES = [(24, 24), (24, 40), (100, 30)]
+LINEARS = "layers_.*/(attn|mlp)/.*"
+
+each = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def weight(shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape) / np.sqrt(shape[0])
+
+
+def perturbed(theta, seed=1, scale=0.3):
+  """theta moved by noise, so that nothing is at its special start."""
+  leaves, tree = jax.tree.flatten(theta)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  moved = [
+    x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(tree, moved)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return jaxpeft.load("embedded", dtype="float32")
+
+
+@each
+@each_shape
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_init_gives_the_base_weight(adapter, shape, dtype):
+  w = weight(shape).astype(dtype)
+  merged = adapter.merge(*adapter.init(jax.random.key(0), w))
+  # Factors reproduce a float32 weight to rounding; a kept base is kept exactly.
+  np.testing.assert_allclose(merged, w.astype("float32"), atol=2e-6)
+
+
+@each
+@each_shape
+def test_apply_equals_x_times_merge(adapter, shape):
+  frozen, theta = adapter.init(jax.random.key(0), weight(shape))
+  theta = perturbed(theta)
+  x = jax.random.normal(jax.random.key(2), (2, 5, shape[0]))
+  want = x @ adapter.merge(frozen, theta)
+  np.testing.assert_allclose(
+    adapter.apply(x, frozen, theta), want, atol=1e-5 * float(jnp.abs(want).max())
+  )
+
+
+@each
+def test_apply_keeps_the_dtype_of_x(adapter):
+  frozen, theta = adapter.init(jax.random.key(0), weight((24, 40)).astype("bfloat16"))
+  x = jnp.ones((3, 24), "bfloat16")
+  assert adapter.apply(x, frozen, theta).dtype == jnp.bfloat16
+  assert all(t.dtype == jnp.float32 for t in jax.tree.leaves(theta))
+
+
+@each
+def test_dims_name_every_axis_of_every_leaf(adapter):
+  frozen, theta = adapter.init(jax.random.key(0), weight((24, 40)))
+  for name, leaf in (frozen | theta).items():
+    assert len(adapter.dims[name]) == leaf.ndim, name
+    for letter, size in zip(adapter.dims[name], leaf.shape, strict=True):
+      assert size == dict(i=24, o=40).get(letter, size)
+
+
+@each
+def test_stacked_init_equals_layer_by_layer_and_abstract(adapter, model):
+  tree = {"layers_0": {"attn": {"q": jnp.stack([weight((24, 40), s) for s in (0, 1)])}}}
+  rules, key = {".*": adapter}, jax.random.key(3)
+  concrete = jaxpeft.adapt(tree, rules, key)
+  traced = jax.jit(lambda t: jaxpeft.adapt(t, rules, key))(tree)
+  abstract = jax.eval_shape(lambda t: jaxpeft.adapt(t, rules, key), tree)
+  chex.assert_trees_all_equal_shapes_and_dtypes(concrete, abstract)
+  chex.assert_trees_all_close(concrete, traced, atol=1e-5)
+
+
+@each
+@pytest.mark.parametrize("groups", [(), (3, 1)])
+def test_only_theta_moves_and_one_trace_serves_all_steps(adapter, model, groups):
+  model = jaxpeft.load("embedded", dtype="float32", groups=groups)
+  params = jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0))
+  trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
+  before = jax.tree.map(np.array, frozen)
+  tx = optax.adam(1e-2)
+  state = training.init_state(trainable, tx)
+  for leaf in jax.tree.leaves(state.opt):
+    assert leaf.size <= max(x.size for x in jax.tree.leaves(trainable))
+  step = training.make_step(model.transformer, tx)
+  batch = one_batch()
+  losses = []
+  with chex.fake_pmap_and_jit(False, False):
+    for _ in range(4):
+      state, metrics = step(state, frozen, batch)
+      losses.append(float(metrics["loss"]))
+  assert losses[-1] < losses[0]
+  assert step._cache_size() == 1
+  chex.assert_trees_all_equal(before, frozen)
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), trainable, state.trainable)
+  assert all(jax.tree.leaves(moved)), moved
+
+
+@each
+def test_merged_model_gives_the_adapted_models_logits(adapter, model):
+  params = jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0))
+  trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
+  params = partitions.combine(perturbed(trainable, scale=0.02), frozen)
+  x = np.arange(30).reshape(2, 15)
+  merged = jaxpeft.merge(params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(merged, model.params)
+  want, base = model.replace(params=params)(x), model(x)
+  np.testing.assert_allclose(model.replace(params=merged)(x), want, atol=1e-4)
+  assert np.abs(want - base).max() > 1e-2, "the adapter must do something here"
+
+
+@each
+def test_hyperparameters_compare_by_value(adapter):
+  again = dataclasses.replace(adapter)
+  assert again == adapter
+  assert hash(again) == hash(adapter)
+
+
+def one_batch(rows=4, length=24):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, 400, (1, rows, length)).astype(np.int32)
+  ones = np.ones((1, rows, length))
+  return dict(
+    tokens=tokens, targets=np.roll(tokens, -1, 2), weights=ones.astype(np.float32),
+    position=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
+    segment=ones.astype(np.int32),
+  )  # fmt: skip
+
+
+# ---- counts of the papers, on the real shapes ------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("shape", "adapter", "want"),
+  [
+    ("gemma-2b", jaxpeft.SVFT(pattern="plain"), 193_536),
+    ("gemma-2b", jaxpeft.SVFT(pattern="plain", gate=True), 193_662),
+    ("gemma-2b", jaxpeft.SVFT(pattern="banded", off_diagonals=8), 3_281_040),
+    ("gemma-2b", jaxpeft.SVFT(pattern="banded", off_diagonals=16), 6_352_416),
+    ("gemma-2b", jaxpeft.SVFT(pattern="random", off_diagonals=8), 3_281_040),
+    ("gemma-2b", jaxpeft.SVFT(pattern="topk", off_diagonals=16), 6_352_416),
+    ("gemma-2b", jaxpeft.SVFT("banded", off_diagonals=64, rank=128), 1_556_352),
+    ("gemma-7b", jaxpeft.SVFT(pattern="random", off_diagonals=16), 19_816_384),
+    ("mistral-7b", jaxpeft.LoRA(rank=64), 167_772_160),
+    ("gemma-7b", jaxpeft.LoRA(rank=64), 200_015_872),
+    ("llama3.2-3b", jaxpeft.SVFT(pattern="plain"), 487_424),
+  ],
+  ids=str,
+)
+def test_trainable_parameters_equal_the_papers(shape, adapter, want):
+  params = jaxpeft.shapes(jaxpeft.SHAPES[shape])
+  adapted = jax.eval_shape(
+    lambda p: jaxpeft.adapt(p, {LINEARS: adapter}, jax.random.key(0)), params
+  )
+  assert jaxpeft.count(adapted).trainable == want
+
+
+def test_lora_on_five_modules_equals_the_papers_count():
+  params = jaxpeft.shapes(jaxpeft.SHAPES["gemma-2b"])
+  rules = {"layers_.*/(attn/[qkv]|mlp/(up|down))": jaxpeft.LoRA(rank=32)}
+  adapted = jax.eval_shape(
+    lambda p: jaxpeft.adapt(p, rules, jax.random.key(0)), params
+  )
+  assert jaxpeft.count(adapted).trainable == 26_247_168
+
+
+@pytest.mark.parametrize(
+  ("shape", "billions"),
+  [("gemma-2b", 2.506), ("gemma-7b", 8.538), ("mistral-7b", 7.242),
+   ("llama2-7b", 6.738), ("llama2-13b", 13.016), ("llama2-70b", 68.977),
+   ("llama3-8b", 8.030), ("llama3.2-1b", 1.236), ("llama3.2-3b", 3.213),
+   ("qwen2.5-0.5b", 0.494), ("qwen2.5-7b", 7.616), ("qwen3-0.6b", 0.596)],
+)  # fmt: skip
+def test_named_shapes_have_the_published_sizes(shape, billions):
+  params = jaxpeft.shapes(jaxpeft.SHAPES[shape])
+  assert jaxpeft.count(params).total / 1e9 == pytest.approx(billions, abs=6e-4)
+
+
+# ---- LoRA and SVFT: what their papers and codes say --------------------------------------
+
+
+def test_lora_scale_is_alpha_over_rank_or_over_its_root():
+  assert jaxpeft.LoRA(rank=16, alpha=32.0).scale == 2.0
+  assert jaxpeft.LoRA(rank=16, alpha=32.0, rslora=True).scale == 8.0
+
+
+def test_lora_equals_peft():
+  peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+  layer = torch.nn.Sequential(torch.nn.Linear(24, 40, bias=False))
+  config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["0"])
+  theirs = peft.get_peft_model(layer, config).base_model.model[0]
+  a, b = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
+  torch.nn.init.normal_(b)
+  adapter = jaxpeft.LoRA(rank=4, alpha=6.0)
+  w = jnp.asarray(theirs.base_layer.weight.detach().numpy().T)
+  theta = dict(a=jnp.asarray(a.detach().numpy().T), b=jnp.asarray(b.detach().numpy().T))
+  x = np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32)
+  want = theirs(torch.tensor(x)).detach().numpy()
+  np.testing.assert_allclose(adapter.apply(x, dict(w=w), theta), want, atol=1e-5)
+  own = adapter.init(jax.random.key(0), w)[1]["a"]
+  assert float(own.std()) == pytest.approx(1 / np.sqrt(3 * 24), rel=0.2)
+  assert float(np.abs(own).max()) <= 1 / np.sqrt(24)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 96)])
+@pytest.mark.parametrize("off_diagonals", [0, 2, 8])
+@pytest.mark.parametrize("gate", [False, True])
+def test_svft_reference_start_is_as_far_from_w_as_the_published_code(
+  shape, off_diagonals, gate
+):
+  adapter = jaxpeft.SVFT(
+    "banded", off_diagonals=off_diagonals, start="reference", gate=gate
+  )
+  w = weight(shape)
+  # k entries of N(0, 2/k) times sigmoid(0): the norm is sqrt(1/2) up to its spread.
+  norms = [
+    float(jnp.linalg.norm(adapter.merge(*adapter.init(jax.random.key(s), w)) - w))
+    for s in range(20)
+  ]
+  assert np.mean(norms) == pytest.approx(np.sqrt(0.5), rel=0.05)
+
+
+@pytest.mark.parametrize(("n", "d"), [(7, 0), (7, 2), (16, 5)])
+def test_banded_entries_are_in_the_published_codes_order(n, d):
+  # Row-major over the band, as a coalesced sparse tensor of torch lists them. That
+  # code's matrix multiplies (out x in), so its row is our column.
+  want = [
+    (row, col) for row in range(n) for col in range(n) if abs(row - col) <= d
+  ]
+  rows, cols = jaxpeft.SVFT("banded", off_diagonals=d).coordinates(n)
+  assert list(zip(cols.tolist(), rows.tolist(), strict=True)) == want
+  assert len(want) == jaxpeft.SVFT("banded", off_diagonals=d).entries(n)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("d", [1, 8])
+def test_banded_product_equals_the_dense_one(n, d):
+  if d >= n:
+    pytest.skip("the band is wider than the matrix")
+  adapter = jaxpeft.SVFT("banded", off_diagonals=d)
+  rows, cols = adapter.coordinates(n)
+  m = np.random.default_rng(0).normal(size=rows.size).astype(np.float32)
+  dense = np.zeros((n, n), np.float32)
+  dense[rows, cols] = m
+  h = np.random.default_rng(1).normal(size=(3, n)).astype(np.float32)
+  from jaxpeft.adapters import svft
+
+  got = svft.banded_product(jnp.asarray(h), jnp.asarray(m), rows, cols, d)
+  np.testing.assert_allclose(got, h @ dense, atol=1e-5)
+
+
+def test_random_pattern_draws_distinct_positions_unless_asked_not_to():
+  w = weight((64, 64))
+  for replacement in (False, True):
+    adapter = jaxpeft.SVFT("random", off_diagonals=8, replacement=replacement)
+    frozen, _ = adapter.init(jax.random.key(0), w)
+    cells = set(zip(frozen["rows"].tolist(), frozen["cols"].tolist(), strict=True))
+    assert (len(cells) == adapter.entries(64)) == (not replacement)
+
+
+def test_repeated_positions_add():
+  adapter = jaxpeft.SVFT("random", off_diagonals=1)
+  frozen, _ = adapter.init(jax.random.key(0), jnp.eye(8))
+  frozen |= dict(rows=jnp.zeros(22, int), cols=jnp.full(22, 3))
+  moved = adapter.merge(frozen, dict(m=jnp.ones(22))) - jnp.eye(8)
+  assert float(jnp.abs(moved).sum()) == pytest.approx(22, rel=1e-4)
+
+
+def test_topk_takes_the_pairs_with_the_largest_products():
+  w = weight((20, 20))
+  u, _, vt = svd.svd(w)
+  adapter = jaxpeft.SVFT("topk", off_diagonals=1)
+  frozen, _ = adapter.init(jax.random.key(0), w)
+  scores = np.abs(np.asarray(u).T @ np.asarray(vt).T)
+  least = np.sort(scores.reshape(-1))[-adapter.entries(20)]
+  assert (scores[frozen["rows"], frozen["cols"]] >= least).all()
+
+
+def flip(frozen, i):
+  return frozen | dict(u=frozen["u"].at[:, i].mul(-1), vt=frozen["vt"].at[i].mul(-1))
+
+
+@pytest.mark.parametrize(("pattern", "same"), [("plain", True), ("banded", False)])
+def test_sign_flips_matter_off_the_diagonal_only(pattern, same):
+  adapter = jaxpeft.SVFT(pattern)
+  frozen, theta = adapter.init(jax.random.key(0), weight((24, 30)))
+  theta = perturbed(theta)
+  a, b = adapter.merge(frozen, theta), adapter.merge(flip(frozen, 3), theta)
+  assert np.allclose(a, b, atol=1e-5) == same
+
+
+def test_canonical_signs_undo_a_flip_and_the_fingerprint_sees_one():
+  u, s, vt = svd.exact(weight((24, 30)))
+  flipped = svd.canonical_signs(u.at[:, 3].mul(-1), s, vt.at[3].mul(-1))
+  np.testing.assert_array_equal(flipped[0], u)
+  np.testing.assert_array_equal(flipped[2], vt)
+  mark = svd.fingerprint(dict(u=u, vt=vt))
+  noise = 1e-6 * jax.random.normal(jax.random.key(0), u.shape)
+  assert not svd.differences(mark, svd.fingerprint(dict(u=u + noise, vt=vt)))
+  for i in range(24):
+    changed = svd.fingerprint(dict(u=u.at[:, i].mul(-1), vt=vt.at[i].mul(-1)))
+    assert "u" in svd.differences(mark, changed), i
+
+
+def test_svd_cache_is_used_and_a_damaged_entry_is_made_again(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAXPEFT_CACHE", str(tmp_path))
+  w = weight((16, 12))
+  first = svd.svd(w)
+  (entry,) = (tmp_path / "svd").iterdir()
+  monkeypatch.setattr(svd, "exact", lambda w: pytest.fail("not read from the cache"))
+  chex.assert_trees_all_equal(first, svd.svd(w))
+  monkeypatch.undo()
+  monkeypatch.setenv("JAXPEFT_CACHE", str(tmp_path))
+  entry.write_bytes(b"broken")
+  chex.assert_trees_all_equal(first, svd.svd(w))
+  assert entry.stat().st_size > 100
+
+
+# ---- rules, partitions -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("rules", "message"),
+  [
+    ({"layers_0/atn/.*": jaxpeft.LoRA()}, "matches none of"),
+    ({"layers_0/(attn": jaxpeft.LoRA()}, "is no regex"),
+    ({LINEARS: jaxpeft.LoRA(), ".*/q": jaxpeft.Full()}, "two adapter rules match"),
+    ({".*/norm/.*": jaxpeft.LoRA()}, "takes matrices"),
+    ({LINEARS: jaxpeft.LoRA(rank=129)}, "rank 129 is not between"),
+    ({LINEARS: jaxpeft.SVFT(rank=129)}, "rank 129 is not between"),
+    ({LINEARS: jaxpeft.SVFT(off_diagonals=128)}, "off_diagonals 128"),
+  ],
+)
+def test_rules_that_do_not_fit_are_refused(model, rules, message):
+  with pytest.raises(jaxpeft.InputError, match=re.escape(message)):
+    jaxpeft.adapt(model.params, rules, jax.random.key(0))
+
+
+def test_adapting_twice_is_refused(model):
+  params = jaxpeft.adapt(model.params, {LINEARS: jaxpeft.LoRA()}, jax.random.key(0))
+  with pytest.raises(jaxpeft.InputError, match="adapted already"):
+    jaxpeft.adapt(params, {LINEARS: jaxpeft.LoRA()}, jax.random.key(0))
+
+
+def test_full_takes_norms_and_embeddings_and_methods_mix(model):
+  rules = {
+    "layers_.*/norm/.*|final_norm|embed": jaxpeft.Full(),
+    "layers_.*/attn/.*": jaxpeft.SVFT("plain"),
+    "layers_.*/mlp/.*": jaxpeft.LoRA(rank=2),
+  }
+  params = jaxpeft.adapt(model.params, rules, jax.random.key(0))
+  x = np.arange(20).reshape(2, 10)
+  np.testing.assert_allclose(model.replace(params=params)(x), model(x), atol=1e-4)
+  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
+  net = model.transformer
+
+  def loss(t):
+    return jnp.mean(net.apply({"params": jaxpeft.combine(t, frozen)}, x) ** 2)
+
+  grads = partitions.flatten(jax.jit(jax.grad(loss))(trainable))
+  zero = [p for p, g in grads.items() if not np.abs(g).any() and not p.endswith("/a")]
+  assert not zero, "B is zero at the start, so A alone has no gradient yet"
+  assert {"embed/theta/w", "layers_0/mlp/up/theta/b"} <= grads.keys()
+
+
+def test_partition_and_combine_are_inverse(model):
+  params = jaxpeft.adapt(model.params, {LINEARS: jaxpeft.SVFT()}, jax.random.key(0))
+  mask = jaxpeft.trainable_mask(params)
+  trainable, frozen = jaxpeft.partition(params, mask)
+  assert jaxpeft.combine(trainable, frozen) is not params
+  chex.assert_trees_all_equal(jaxpeft.combine(trainable, frozen), params)
+  assert len(jax.tree.leaves(trainable)) == sum(jax.tree.leaves(mask))
+  assert len(jax.tree.leaves(optax.adam(1.0).init(trainable))) == 1 + 2 * sum(
+    jax.tree.leaves(mask)
+  )
+
+
+def test_step_costs_what_the_split_form_costs(model):
+  """No gradient of a frozen weight is computed: compiled FLOPs tell."""
+  rules = {LINEARS: jaxpeft.LoRA(rank=4)}
+  params = jaxpeft.adapt(model.params, rules, jax.random.key(0))
+  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
+  net, x = model.transformer.clone(groups=(1,) * 4), np.ones((2, 64), np.int32)
+  params4 = jaxpeft.load("embedded", dtype="float32", groups=(1,) * 4).params
+  params = jaxpeft.adapt(params4, rules, jax.random.key(0))
+  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
+
+  def flops(f, *args):
+    return jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+
+  def value(p):
+    return net.apply({"params": p}, x).astype(jnp.float32).sum()
+
+  ours = flops(jax.grad(lambda t: value(jaxpeft.combine(t, frozen))), trainable)
+  mask = jaxpeft.trainable_mask(params)
+  dead = flops(lambda p: jaxpeft.partition(jax.grad(value)(p), mask)[0], params)
+  whole = flops(jax.grad(value), params)
+  assert ours <= dead
+  assert ours < 0.85 * whole
+
+
+def test_a_weight_node_is_multiplied_by_its_own_rule():
+  node = jaxpeft.Adapted(*jaxpeft.LoRA().init(jax.random.key(0), weight((24, 40))),
+                         jaxpeft.LoRA())  # fmt: skip
+  x = jnp.ones((2, 24))
+  np.testing.assert_allclose(linear(x, node), x @ node.dense(), atol=1e-5)
