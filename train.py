@@ -51,7 +51,7 @@ def main(argv):
     _print_result(finished[-1])
     return
   store = checkpoints.Checkpoints(workdir / "checkpoints")
-  logs = log.Log(workdir, step=store.latest or 0)
+  logs = log.Log(workdir, step=-1 if store.latest is None else store.latest)
 
   def answer(model, label):
     return evaluate.answers(

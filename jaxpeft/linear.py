@@ -39,7 +39,11 @@ def _matmul_bwd(residuals, g):
   # two products again; the barrier has it computed once (benchmarks/train_step.py).
   g = lax.optimization_barrier(g)
   rows = (tuple(range(x.ndim - 1)),) * 2
-  dw = lax.dot_general(x, g, (rows, ((), ())), preferred_element_type=w.dtype)
+  # The first operand gets transposed: let it be the smaller one.
+  if x.shape[-1] <= g.shape[-1]:
+    dw = lax.dot_general(x, g, (rows, ((), ())), preferred_element_type=w.dtype)
+  else:
+    dw = lax.dot_general(g, x, (rows, ((), ())), preferred_element_type=w.dtype).T
   return lax.dot_general(g, w.astype(g.dtype), (((g.ndim - 1,), (1,)), ((), ()))), dw
 
 

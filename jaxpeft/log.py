@@ -14,7 +14,8 @@ from jaxpeft.errors import InputError
 class Log:
   """Metrics of a run, one JSON object a line, continued at `step` when resuming.
 
-  Lines behind `step` are dropped: the resumed run writes them again, the same.
+  Lines behind `step` are dropped: the resumed run writes them again, the same. A run
+  that starts anew gives -1.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
@@ -24,7 +25,7 @@ class Log:
     self._path.with_suffix(".tmp").write_text(text)
     self._path.with_suffix(".tmp").replace(self._path)
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+      str(workdir / "tensorboard"), purge_step=step + 1 if step > 0 else None
     )
 
   def write(self, step: int, **values):

@@ -100,7 +100,8 @@ def _sketch(path: str, leaf) -> list[float]:
   padded = np.zeros(signs.shape[1] * 64)
   padded[: sample.size] = sample
   sums = np.einsum("sa,ab,sb->s", signs, padded.reshape(-1, 64), inner, optimize=True)
-  return [float(f"{x:.6g}") for x in sums / max(1.0, np.linalg.norm(sample))]
+  norm = np.linalg.norm(sample)
+  return [float(f"{x:.6g}") for x in (norm, *(sums / max(1.0, norm)))]
 
 
 def _digest(w) -> str:

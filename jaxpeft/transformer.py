@@ -195,8 +195,11 @@ def rope_frequencies(c: ModelConfig):
 
 def rotate(x, sin, cos):
   """Rotates x [B, heads, T, N]: element i pairs with i + N/2, as Hugging Face stores."""
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+  halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+  sin = jnp.stack([-sin, sin], -2)
+  # Reversing an axis of two, not concatenating slices, which XLA:CPU does slowly.
+  rotated = halves * cos[..., None, :] + jax.lax.rev(halves, (halves.ndim - 2,)) * sin
+  return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def gated(gate, up, activation: str):

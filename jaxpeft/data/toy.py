@@ -1,7 +1,7 @@
 """Seeded word problems in GSM8K's format: the embedded task.
 
-One-step problems add or subtract once, two-step problems chain two such steps and show
-both. A problem belongs to the test split if a hash of its numbers says so, so no
+One-step problems add or subtract once, among sentences that do not matter; two-step
+problems chain two such steps and show both. Sums are the same without a story. A problem belongs to the test split if a hash of its numbers says so, so no
 numbers of a test problem are ever trained on, whatever the seeds.
 """
 
@@ -14,6 +14,7 @@ _THINGS = ("apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "p
            "shells", "stamps", "stickers", "stones")  # fmt: skip
 _GAIN = ("buys {} more", "finds {} more", "gets {} more", "wins {} more")
 _LOSE = ("gives away {}", "loses {}", "sells {}", "uses {}")
+_ASIDE = ("{0} has {1} {2}.", "{0} is {1} years old.", "{0} likes {2}.")
 _LIMIT = 99  # no number is larger
 _TEST_SHARE = 8  # one in so many number tuples
 
@@ -36,14 +37,15 @@ def problems(steps: int, split: str, count: int, seed: int) -> list[dict[str, st
   return rows
 
 
-def drills(split: str, count: int, seed: int) -> list[dict[str, str]]:
-  """Bare sums, "23+14=" -> "37": they teach the base arithmetic faster than stories."""
-  rng = random.Random(f"drill-{split}-{seed}")
+def sums(split: str, count: int, seed: int) -> list[dict[str, str]]:
+  """Bare sums of one or two steps in the same format: arithmetic without a story."""
+  rng = random.Random(f"sums-{split}-{seed}")
   rows = []
   while len(rows) < count:
-    start, (change,) = _draw(rng, 1)
-    if _split((start, change)) == split:
-      rows.append({"prompt": f"{start}{change:+d}=", "completion": str(start + change)})
+    start, changes = _draw(rng, rng.choice((1, 2)))
+    if _split((start, *changes)) == split:
+      question = f"{start}{''.join(f'{change:+d}' for change in changes)}?"
+      rows.append({"question": question, "answer": _work(start, changes, "", "")})
   return rows
 
 
@@ -63,17 +65,24 @@ def _split(numbers) -> str:
 
 
 def _tell(rng, start: int, changes: list[int]) -> dict[str, str]:
-  name, things = rng.choice(_NAMES), rng.choice(_THINGS)
-  story, working, total = [f"{name} has {start} {things}."], [], start
+  name, other = rng.sample(_NAMES, 2)
+  things, others = rng.sample(_THINGS, 2)
+  story = [f"{name} has {start} {things}."]
   for i, change in enumerate(changes):
     deed = rng.choice(_GAIN if change > 0 else _LOSE).format(abs(change))
     story.append(f"{'Then ' * (i > 0)}{name} {deed}.")
-    result = total + change
-    sum_ = f"{total}{change:+d}"
-    working.append(f"{name} has {sum_}=<<{sum_}={result}>>{result} {things}.")
-    total = result
+  for _ in range(rng.randint(0, 3) if len(changes) == 1 else 0):
+    aside = rng.choice(_ASIDE).format(other, rng.randint(2, _LIMIT), others)
+    story.insert(rng.randint(0, len(story)), aside)
   story.append(f"How many {things} does {name} have now?")
-  return {
-    "question": " ".join(story),
-    "answer": "\n".join([*working, f"#### {total}"]),
-  }
+  working = _work(start, changes, f"{name} has ", f" {things}")
+  return {"question": " ".join(story), "answer": working}
+
+
+def _work(total: int, changes: list[int], before: str, after: str) -> str:
+  """The steps, one a line, and the answer."""
+  lines = []
+  for change in changes:
+    step, total = f"{total}{change:+d}", total + change
+    lines.append(f"{before}{step}=<<{step}={total}>>{total}{after}.")
+  return "\n".join([*lines, f"#### {total}"])

@@ -1,0 +1,14 @@
+"""Full fine-tuning on the embedded toy model: learns two-step problems from one-step ones.
+
+  python train.py --config=configs/full.py
+"""
+
+from jaxpeft import config
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.main = dict(name="Full", match=".*")
+  c.optim.lr = 1e-3
+  return c

@@ -1,0 +1,14 @@
+"""Plain SVFT on the embedded toy model: learns two-step problems from one-step ones.
+
+  python train.py --config=configs/svft_plain.py
+"""
+
+from jaxpeft import config
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.main = dict(name="SVFT", match="layers_.*/(attn|mlp)/.*", pattern="plain")
+  c.optim.lr = 5e-2
+  return c

@@ -1,0 +1,261 @@
+"""Hugging Face models in and out, the adapter's file, the state of a run."""
+
+import json
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from families import FAMILIES, save
+
+import jaxpeft
+from jaxpeft import training
+from jaxpeft.checkpoints import adapter as adapter_files
+from jaxpeft.checkpoints import hf, hf_config, state
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_saved_models_open_in_transformers_with_equal_logits(name, tmp_path):
+  theirs = save(name, tmp_path / "a")
+  ours = jaxpeft.load(str(tmp_path / "a"), dtype="float32", groups=(2, 1))
+  jaxpeft.save_hf(ours, tmp_path / "b")
+  again = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "b", attn_implementation="eager"
+  ).float()
+  x = torch.randint(3, 97, (2, 20))
+  with torch.no_grad():
+    np.testing.assert_allclose(again(x).logits, theirs(x).logits, atol=1e-5)
+  transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+  assert hf.read_config(tmp_path / "b") == ours.config
+
+
+def test_an_adapted_model_is_saved_merged(tmp_path):
+  save("llama", tmp_path / "a")
+  model = jaxpeft.load(str(tmp_path / "a"), dtype="float32")
+  adapter = jaxpeft.SVFT("banded", start="reference")
+  params = jaxpeft.adapt(model.params, {".*/attn/.*": adapter}, jax.random.key(0))
+  adapted = model.replace(params=params)
+  jaxpeft.save_hf(adapted, tmp_path / "b")
+  x = np.arange(20).reshape(1, 20)
+  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+  with torch.no_grad():
+    got = again(torch.tensor(x)).logits
+  np.testing.assert_allclose(got, adapted(x), atol=1e-4)
+  assert np.abs(adapted(x) - model(x)).max() > 0.05
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_configs_of_transformers_4_and_5_are_the_same(old, tmp_path):
+  save("llama3", tmp_path)
+  values = json.loads((tmp_path / "config.json").read_text())
+  if old:
+    rope = values.pop("rope_parameters")
+    values |= dict(rope_theta=rope.pop("rope_theta"), rope_scaling=rope)
+    values["torch_dtype"] = values.pop("dtype")
+  config = hf_config.from_hf(values)
+  assert config.rope_theta == 10_000
+  assert dict(config.rope_scaling)["factor"] == 8.0
+
+
+def test_sharded_checkpoints_are_read(tmp_path):
+  theirs = save("qwen2", tmp_path, max_shard_size="40KB")
+  assert len(list(tmp_path.glob("*.safetensors"))) > 2
+  x = torch.randint(3, 97, (1, 9))
+  ours = jaxpeft.load(str(tmp_path), dtype="float32")
+  with torch.no_grad():
+    np.testing.assert_allclose(ours(x.numpy()), theirs(x).logits, atol=1e-4)
+
+
+def test_written_shards_are_read_by_both(tmp_path, monkeypatch):
+  theirs = save("gemma2", tmp_path / "a")
+  monkeypatch.setattr(hf, "_SHARD_BYTES", 30_000)
+  jaxpeft.save_hf(jaxpeft.load(str(tmp_path / "a"), dtype="float32"), tmp_path / "b")
+  assert len(list((tmp_path / "b").glob("*.safetensors"))) > 2
+  x = torch.randint(3, 97, (1, 9))
+  again = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "b", attn_implementation="eager"
+  )
+  with torch.no_grad():
+    np.testing.assert_allclose(again(x).logits, theirs(x).logits, atol=1e-5)
+  jaxpeft.load(str(tmp_path / "b"))
+
+
+def edit(directory, change):
+  """Rewrites the tensors of a model directory."""
+  path = directory / "model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  change(tensors)
+  safetensors.numpy.save_file(tensors, path)
+
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda t: t.pop(NAME), f"missing {NAME}"),
+    (lambda t: t.update(extra=t[NAME]), "unexpected extra"),
+    (lambda t: t.update({NAME: t[NAME][:, :-1].copy()}), f"{NAME} is .80, 47., not"),
+  ],
+)
+def test_tensors_that_do_not_fit_are_listed(tmp_path, change, message):
+  save("llama", tmp_path)
+  edit(tmp_path, change)
+  with pytest.raises(jaxpeft.InputError, match=message):
+    jaxpeft.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (dict(model_type="bert"), "unknown model_type .* 'bert'"),
+    (dict(hidden_act="relu"), "unknown activation"),
+    (dict(moe_top_k=2), "field 'moe_top_k' = 2 is not supported"),
+    (dict(rope_parameters=dict(rope_type="yarn")), "unknown rope_type"),
+    (dict(hidden_size=None), None),
+  ],
+)
+def test_configs_that_are_not_supported_name_the_field(tmp_path, change, message):
+  save("llama", tmp_path)
+  path = tmp_path / "config.json"
+  values = json.loads(path.read_text()) | change
+  if message is None:
+    del values["hidden_size"]
+    message = "field 'hidden_size' is missing"
+  path.write_text(json.dumps(values))
+  with pytest.raises(jaxpeft.InputError, match=message):
+    jaxpeft.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"x" * 99])
+def test_damaged_safetensors_are_an_error(tmp_path, damage):
+  save("llama", tmp_path)
+  path = tmp_path / "model.safetensors"
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(jaxpeft.InputError, match="cannot read .*model.safetensors"):
+    jaxpeft.load(str(tmp_path))
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+  save("llama", tmp_path)
+  (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+  with pytest.raises(jaxpeft.InputError, match="other formats are not read"):
+    jaxpeft.load(str(tmp_path))
+
+
+PEAK = """
+import os, sys, jax, jax.numpy as jnp
+import jaxpeft
+from jaxpeft.checkpoints import hf
+from jaxpeft import model
+jax.block_until_ready(jnp.ones(2) + 1)
+
+def anonymous():
+  # Files mapped into memory do not count: the system drops them when it needs room.
+  with open("/proc/self/status") as f:
+    return 1024 * next(int(x.split()[1]) for x in f if x.startswith("RssAnon"))
+
+import threading
+peak, before, done = 0, anonymous(), False
+def watch():
+  global peak
+  while not done:
+    peak = max(peak, anonymous())
+thread = threading.Thread(target=watch)
+thread.start()
+config = hf.read_config(sys.argv[1])
+params = jax.block_until_ready(hf.load(sys.argv[1], config, "float32"))
+done = True
+thread.join()
+size = sum(x.nbytes for x in jax.tree.leaves(params))
+largest = config.vocab_size * config.width * 4
+print(size, largest, peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_needs_no_more_than_the_model_and_one_tensor(tmp_path):
+  config = jaxpeft.ModelConfig(
+    "llama", 8192, 512, 8, 8, 8, 64, 2048, 512, bos_id=1, eos_ids=(2,)
+  )
+  from jaxpeft import model
+
+  net = jaxpeft.Transformer(config, dtype="float32")
+  hf.save(tmp_path / "m", config, model.init(net, 0))
+  out = subprocess.run(
+    [sys.executable, "-c", PEAK, str(tmp_path / "m")],
+    check=True, capture_output=True, text=True,
+  )  # fmt: skip
+  size, tensor, peak = map(int, out.stdout.split())
+  assert size > 150e6
+  assert peak <= size + tensor + 8e6, "8 MB for the interpreter's own"
+
+
+# ---- the adapter's file ------------------------------------------------------------------
+
+
+def adapted(seed=0, rules=None):
+  model = jaxpeft.load("embedded", dtype="float32")
+  rules = rules or {".*/attn/.*": jaxpeft.SVFT("random")}
+  params = jaxpeft.adapt(model.params, rules, jax.random.key(seed))
+  return jaxpeft.partition(params, jaxpeft.trainable_mask(params))
+
+
+def mark(frozen):
+  from jaxpeft import partitions, svd
+
+  return svd.fingerprint(partitions.flatten(frozen))
+
+
+def test_adapter_files_hold_theta_and_nothing_else(tmp_path):
+  trainable, frozen = adapted()
+  trainable = jax.tree.map(lambda x: x + 1.5, trainable)
+  adapter_files.save(tmp_path / "a", trainable, dict(fingerprint=mark(frozen)))
+  adapter_files.save(tmp_path / "a", trainable, dict(fingerprint=mark(frozen)))
+  assert [p.name for p in tmp_path.iterdir()] == ["a"], "nothing is left behind"
+  got = adapter_files.load(tmp_path / "a", trainable, mark(frozen))
+  chex.assert_trees_all_equal(got, trainable)
+  size = sum(x.nbytes for x in jax.tree.leaves(trainable))
+  assert (tmp_path / "a/adapter.safetensors").stat().st_size < size + 4096
+
+
+def test_an_adapter_of_another_base_or_pattern_or_shape_is_refused(tmp_path):
+  trainable, frozen = adapted()
+  adapter_files.save(tmp_path / "a", trainable, dict(fingerprint=mark(frozen)))
+  _, other = adapted(seed=1)  # another random pattern
+  with pytest.raises(jaxpeft.InputError, match="trained on another base"):
+    adapter_files.load(tmp_path / "a", trainable, mark(other))
+  changed = jax.tree.map(lambda x: x * 1.01 if x.dtype == jnp.float32 else x, frozen)
+  with pytest.raises(jaxpeft.InputError, match="trained on another base"):
+    adapter_files.load(tmp_path / "a", trainable, mark(changed))
+  wider, frozen = adapted(rules={".*/attn/.*": jaxpeft.SVFT("random", 3)})
+  with pytest.raises(jaxpeft.InputError, match="trained on another base|does not fit"):
+    adapter_files.load(tmp_path / "a", wider, mark(frozen))
+
+
+def test_a_run_s_state_comes_back_bit_for_bit(tmp_path):
+  trainable, _ = adapted()
+  tx = optax.adam(1e-3)
+  start = training.init_state(trainable, tx)
+  noise = jax.tree.map(lambda x: x + jnp.asarray(0.1).astype(x.dtype), start)
+  noise = noise._replace(step=jnp.int32(7))
+  store = state.Checkpoints(tmp_path / "c")
+  store.save(noise, dict(note=1))
+  store.close()
+  store = state.Checkpoints(tmp_path / "c")
+  assert store.latest == 7
+  got, extra = store.restore(start)
+  chex.assert_trees_all_equal(got, noise)
+  assert extra == dict(note=1)
+  other = training.init_state(adapted(rules={".*/q": jaxpeft.LoRA()})[0], tx)
+  with pytest.raises(jaxpeft.InputError, match="cannot resume from step 7"):
+    store.restore(other)
+  store.close()
