@@ -46,24 +46,38 @@ def main(argv):
   log.note(summary)
   e = config.eval
   nats = evaluate.loss(
-    training.make_eval(model.transformer), model.params, held_out,
-    config.data.max_tokens, config.train.batch_size,
-  )  # fmt: skip
-  table = {"loss [nats/token]": f"{nats:.4f}", "perplexity": f"{2.718281828459045**nats:.3f}"}
+    training.make_eval(model.transformer),
+    model.params,
+    held_out,
+    config.data.max_tokens,
+    config.train.batch_size,
+  )
+  table = {
+    "loss [nats/token]": f"{nats:.4f}",
+    "perplexity": f"{2.718281828459045**nats:.3f}",
+  }
   report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
   if e.task:
     got = evaluate.answers(
-      model, problems, e.task, batch_size=e.batch_size, seed=config.seed,
+      model,
+      problems,
+      e.task,
+      batch_size=e.batch_size,
+      seed=config.seed,
       max_new_tokens=e.max_new_tokens,
       sampling=sample.Sampling(e.temperature, e.top_k, e.top_p),
-    )  # fmt: skip
+    )
     for rule, share in got.accuracy.items():
       low, high = got.interval[rule]
       table[f"accuracy, {rule}"] = f"{share:.1%}  [{low:.1%}, {high:.1%}]"
     report |= dict(
-      task=e.task, problems=len(problems), accuracy=got.accuracy[e.answer],
-      accuracy_ci95=got.interval[e.answer], by_rule=got.accuracy, answers=got.records,
-    )  # fmt: skip
+      task=e.task,
+      problems=len(problems),
+      accuracy=got.accuracy[e.answer],
+      accuracy_ci95=got.interval[e.answer],
+      by_rule=got.accuracy,
+      answers=got.records,
+    )
     print(f"{e.task} on {len(problems)} problems of {config.data.eval}")
   for name, value in table.items():
     print(f"  {name:<20} {value}")

@@ -59,16 +59,21 @@ def ours(adapter, steps: int) -> dict:
   config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
   net = jaxpeft.Transformer(config)
   params = model.init(net, 0)
-  params = jaxpeft.adapt(params, {"layers_.*/(attn|mlp)/.*": adapter}, jax.random.key(0))
+  params = jaxpeft.adapt(
+    params, {"layers_.*/(attn|mlp)/.*": adapter}, jax.random.key(0)
+  )
   trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
   tx = optax.adamw(1e-4)
   state = training.init_state(trainable, tx)
   tokens = np.random.default_rng(0).integers(0, 4096, (1, BATCH, LENGTH), np.int32)
   position = np.arange(LENGTH, dtype=np.int32)
   batch = dict(
-    tokens=tokens, targets=tokens, weights=np.ones(tokens.shape, np.float32),
-    position=np.broadcast_to(position, tokens.shape), segment=np.ones_like(tokens),
-  )  # fmt: skip
+    tokens=tokens,
+    targets=tokens,
+    weights=np.ones(tokens.shape, np.float32),
+    position=np.broadcast_to(position, tokens.shape),
+    segment=np.ones_like(tokens),
+  )
   step_fn = training.make_step(net, tx).lower(state, frozen, batch).compile()
 
   def step():
@@ -86,9 +91,14 @@ def peer(_, steps: int) -> dict:
   import transformers
 
   config = transformers.LlamaConfig(
-    vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
-    num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512,
-  )  # fmt: skip
+    vocab_size=4096,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=512,
+  )
   model = transformers.LlamaForCausalLM(config)
   names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
   model = peft.get_peft_model(
@@ -140,8 +150,10 @@ def main():
       out = subprocess.run(command, check=True, capture_output=True, text=True)
       got.append(json.loads(out.stdout.splitlines()[-1]))
   first = next(iter(results))
-  median = {n: statistics.median(t for g in got for t in g["seconds"])
-            for n, got in results.items()}  # fmt: skip
+  median = {
+    n: statistics.median(t for g in got for t in g["seconds"])
+    for n, got in results.items()
+  }
   print(f"{os.cpu_count()} cores, {args.rounds} rounds of {args.steps} steps, medians")
   print(f"{'':<42}{'tokens/s':>9}{'x peer':>8}{'x LoRA':>8}{'peak MiB':>10}")
   for name, got in results.items():

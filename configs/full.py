@@ -1,6 +1,6 @@
-"""Full fine-tuning on the embedded toy model: learns two-step problems from one-step ones.
+"""Full fine-tuning on the embedded toy model: learns two-step problems.
 
-  python train.py --config=configs/full.py
+python train.py --config=configs/full.py
 """
 
 from jaxpeft import config

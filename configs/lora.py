@@ -1,6 +1,6 @@
 """LoRA on the embedded toy model: learns two-step problems from one-step ones.
 
-  python train.py --config=configs/lora.py
+python train.py --config=configs/lora.py
 """
 
 from jaxpeft import config

@@ -1,6 +1,6 @@
 """Banded SVFT on the embedded toy model: learns two-step problems from one-step ones.
 
-  python train.py --config=configs/svft_banded.py
+python train.py --config=configs/svft_banded.py
 """
 
 from jaxpeft import config

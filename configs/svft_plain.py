@@ -1,6 +1,6 @@
 """Plain SVFT on the embedded toy model: learns two-step problems from one-step ones.
 
-  python train.py --config=configs/svft_plain.py
+python train.py --config=configs/svft_plain.py
 """
 
 from jaxpeft import config

@@ -1,6 +1,6 @@
 """Top-k SVFT on the embedded toy model: learns two-step problems from one-step ones.
 
-  python train.py --config=configs/svft_topk.py
+python train.py --config=configs/svft_topk.py
 """
 
 from jaxpeft import config
@@ -9,6 +9,8 @@ from jaxpeft import config
 def get_config():
   """The run."""
   c = config.base()
-  c.adapt.main = dict(name="SVFT", match="layers_.*/(attn|mlp)/.*", pattern="topk", off_diagonals=8)
+  c.adapt.main = dict(
+    name="SVFT", match="layers_.*/(attn|mlp)/.*", pattern="topk", off_diagonals=8
+  )
   c.optim.lr = 2e-2
   return c

@@ -1,16 +1,27 @@
 """Parameter-efficient fine-tuning in JAX. The names here are what notebooks use."""
 
-from jaxpeft.adapters import SVFT, Adapted, Adapter, Full, LoRA, adapt, count, merge
-from jaxpeft.build import load_run
-from jaxpeft.errors import InputError
-from jaxpeft.export import save_hf
-from jaxpeft.model import Model, load, shapes
-from jaxpeft.partitions import combine, partition, trainable_mask
-from jaxpeft.transformer import ModelConfig, Transformer
-from jaxpeft.zoo import SHAPES
+import importlib
 
-__all__ = [
-  "SHAPES", "SVFT", "Adapted", "Adapter", "Full", "InputError", "LoRA", "Model",
-  "ModelConfig", "Transformer", "adapt", "combine", "count", "load",
-  "load_run", "merge", "partition", "save_hf", "shapes", "trainable_mask",
-]  # fmt: skip
+_WHERE = {
+  "adapters": "SVFT Adapted Adapter Full LoRA adapt count merge",
+  "build": "load_run",
+  "errors": "InputError",
+  "export": "save_hf",
+  "model": "Model load shapes",
+  "partitions": "combine partition trainable_mask",
+  "transformer": "ModelConfig Transformer",
+  "zoo": "SHAPES",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+  """Imports a name's module when it is first used, so that a command starts at once."""
+  if name not in _HOME:
+    raise AttributeError(f"module 'jaxpeft' has no attribute {name!r}")
+  return getattr(importlib.import_module(f"jaxpeft.{_HOME[name]}"), name)
+
+
+def __dir__():
+  return __all__

@@ -14,16 +14,28 @@ _OPTIONAL = {
   "transformers": "[dev]: parity tests and peer benchmarks",
   "peft": "[dev]: parity tests and peer benchmarks",
 }
-_CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
-         "safetensors", "tokenizers", "ml_collections")  # fmt: skip
+_CORE = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "numpy",
+  "safetensors",
+  "tokenizers",
+  "ml_collections",
+)
 
 
 def doctor(_):
   """Prints backend, devices, versions, and which optional parts are missing."""
   import jax
 
-  print(f"python {platform.python_version()} on {platform.platform()}, "
-        f"{os.cpu_count()} CPU cores")  # fmt: skip
+  print(
+    f"python {platform.python_version()} on {platform.platform()}, "
+    f"{os.cpu_count()} CPU cores"
+  )
   for name in _CORE:
     print(f"  {name:<18} {importlib.metadata.version(name)}")
   print(f"backend {jax.default_backend()}")

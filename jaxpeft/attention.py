@@ -162,9 +162,11 @@ def _collect(s, q):
   """[B, K, G, T, S], [B, K, G, T, N] -> float32[B, K, S, N]."""
   b, k, _, _, n = q.shape
   return jnp.einsum(
-    "bkqs,bkqn->bksn", s.reshape(b, k, -1, s.shape[-1]), q.reshape(b, k, -1, n),
+    "bkqs,bkqn->bksn",
+    s.reshape(b, k, -1, s.shape[-1]),
+    q.reshape(b, k, -1, n),
     preferred_element_type=jnp.float32,
-  )  # fmt: skip
+  )
 
 
 def _product(spec, x, y):

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxpeft import adapters, cli, model, partitions, svd
+from jaxpeft import adapters, cli, model, partitions, svd, tasks
 from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.data import batches, encode, sources
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, unknown
 
 
 class Run(NamedTuple):
@@ -34,15 +34,29 @@ def base(config) -> model.Model:
   return model.load(**config.model, seed=config.seed)
 
 
-def adapt(config, base_model: model.Model) -> Run:
-  """The model adapted by `config.adapt`.
+def check(config, base_model: model.Model):
+  """Refuses, before anything is written, what would only fail later.
 
   Raises:
-    InputError: no adapter at all, or one that does not fit; see `adapters.match`.
+    InputError: adapters that do not fit the model, or an unknown task or answer rule.
   """
   rules = adapters.from_config(config.adapt)
   if not rules:
     raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
+  adapters.match(base_model.params, rules)
+  if config.eval.task:
+    known = tasks.get(config.eval.task).RULES
+    if config.eval.answer not in known:
+      raise unknown("answer rule in eval.answer", config.eval.answer, known)
+
+
+def adapt(config, base_model: model.Model) -> Run:
+  """The model adapted by `config.adapt`.
+
+  Raises:
+    InputError: an adapter that does not fit; see `adapters.match`.
+  """
+  rules = adapters.from_config(config.adapt)
   # Its own stream: the adapter's draws do not follow those of a random model.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
   params = adapters.adapt(base_model.params, rules, key)
@@ -72,11 +86,22 @@ def load_run(workdir, config=None) -> model.Model:
   return run.model.replace(params=partitions.combine(trainable, run.frozen))
 
 
-def data(config, tokenizer) -> Data:
-  """Training batches, held-out examples and the task's problems."""
-  d = config.data
+def data(config, base_model: model.Model) -> Data:
+  """Training batches, held-out examples and the task's problems.
+
+  Raises:
+    InputError: data that cannot be used; see `sources` and `encode`.
+  """
+  d, tokenizer = config.data, base_model.tokenizer
   rows = sources.read(d.train, d.limit)
   train = encode.encode(rows, tokenizer, d.max_tokens, d.loss_on, d.train)
+  longest = max(len(example.tokens) for example in train.examples)
+  if longest > base_model.config.max_positions:
+    raise InputError(
+      f"{d.train} has an example of {longest} tokens, the model has "
+      f"{base_model.config.max_positions} positions; lower data.max_tokens "
+      f"({d.max_tokens}) to cut it"
+    )
   made = batches.make(
     train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed
   )

@@ -37,9 +37,25 @@ def parse(argv: list[str]):
   """
   try:
     rest = flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
-          ImportError, SyntaxError, NameError) as e:  # fmt: skip
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    ImportError,
+    SyntaxError,
+    NameError,
+  ) as e:
     raise InputError(f"command line: {_first_line(e)}") from e
+  if "config" in flags.FLAGS:
+    try:  # a file that cannot be loaded fails when an attribute is asked for
+      getattr(flags.FLAGS.config, "is_locked", None)
+    except OSError as e:
+      name = flags.FLAGS["config"].config_filename
+      reason = " ".join(str(e.__cause__ or e).split())
+      raise InputError(f"cannot load --config={name}: {reason}") from e
   if len(rest) > 1:
     raise InputError(f"command line: unexpected {rest[1]!r}; options start with --")
   return flags.FLAGS

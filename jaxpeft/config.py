@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 
 def base() -> config_dict.ConfigDict:
-  """The default run: the embedded toy model on its two-step problems, no adapter yet."""
+  """The default run: the embedded toy model on two-step problems, no adapter yet."""
   optional = config_dict.placeholder
   c = config_dict.ConfigDict()
   c.seed = 0  # of initialisation, data order and sampling

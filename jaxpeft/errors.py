@@ -2,11 +2,11 @@
 
 
 class InputError(ValueError):
-  """What the user gave cannot be used; the message names value, limit, place, way out."""
+  """What the user gave cannot be used: the value, the limit, where, the way out."""
 
 
 def unknown(what: str, name, known) -> InputError:
-  """InputError for a `name` that is not among `known`, with the nearest one suggested."""
+  """InputError for a `name` that is not among `known`; suggests the nearest one."""
   import difflib
 
   known = sorted(map(str, known))

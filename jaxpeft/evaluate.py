@@ -20,9 +20,16 @@ class Answers(NamedTuple):
 
 
 def answers(
-  model: Model, rows, task: str, *, batch_size: int, max_new_tokens: int, seed: int,
-  sampling: sample.Sampling, label: str = "answers",
-) -> Answers:  # fmt: skip
+  model: Model,
+  rows,
+  task: str,
+  *,
+  batch_size: int,
+  max_new_tokens: int,
+  seed: int,
+  sampling: sample.Sampling,
+  label: str = "answers",
+) -> Answers:
   """Generates and scores an answer to every row.
 
   Rows are decoded in order of prompt length, so that a batch pads little.
@@ -36,9 +43,15 @@ def answers(
     for first in range(0, len(rows), batch_size):
       picked = order[first : first + batch_size]
       out = sample.generate(
-        model.transformer, model.params, [ids[i] for i in picked], max_new_tokens,
-        model.tokenizer.eos_ids, sampling, seed + first, batch_size,
-      )  # fmt: skip
+        model.transformer,
+        model.params,
+        [ids[i] for i in picked],
+        max_new_tokens,
+        model.tokenizer.eos_ids,
+        sampling,
+        seed + first,
+        batch_size,
+      )
       new |= dict(zip(picked, out, strict=True))
       bar.update(len(picked))
   records = []
@@ -78,7 +91,7 @@ def wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
   """95 % interval of a share. Source: Wilson 1927."""
   share, square = hits / count, z * z / count
   middle = (share + square / 2) / (1 + square)
-  half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (
-    1 + square
+  half = (
+    z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
   )
   return max(0.0, middle - half), min(1.0, middle + half)

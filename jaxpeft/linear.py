@@ -2,7 +2,7 @@
 
 A weight is an array [in, out], or a pytree node that stands for one and has
 
-  matmul(x): x [..., in] -> [..., out] in x's dtype, without forming the weight where it can;
+  matmul(x): x [..., in] -> [..., out] in x's dtype, not forming the weight if it can;
   dense(): the weight itself, as an array.
 
 The transformer calls these functions only, so it knows no adapter and no quantiser.
@@ -51,7 +51,7 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def dense(w):
-  """The weight as an array; for the leaves that are not multiplied (norms, embeddings)."""
+  """The weight as an array; for leaves that are not multiplied (norms, embeddings)."""
   return w if is_array(w) else w.dense()
 
 

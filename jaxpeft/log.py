@@ -1,11 +1,12 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard files, loss.png, a bar."""
 
+import contextlib
 import json
 import pathlib
 import sys
+import time
 
-import matplotlib
-import tensorboardX
+import numpy as np
 import tqdm
 
 from jaxpeft.errors import InputError
@@ -24,6 +25,8 @@ class Log:
     text = "".join(json.dumps(line) + "\n" for line in self.lines)
     self._path.with_suffix(".tmp").write_text(text)
     self._path.with_suffix(".tmp").replace(self._path)
+    with _without_torch():
+      import tensorboardX
     self._board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=step + 1 if step > 0 else None
     )
@@ -46,13 +49,14 @@ class Log:
     """Draws training and held-out loss over steps."""
     from matplotlib import figure  # no pyplot: it would choose a display
 
-    matplotlib.use("Agg")
     fig = figure.Figure(figsize=(6, 4), layout="constrained")
     axes = fig.subplots()
     for name, label in (("loss", "training batch"), ("eval_loss", "held out")):
       points = [(line["step"], line[name]) for line in self.lines if name in line]
       if points:
-        axes.plot(*zip(*points, strict=True), label=label, marker="." * (name != "loss"))
+        axes.plot(
+          *zip(*points, strict=True), label=label, marker="." * (name != "loss")
+        )
     axes.set(xlabel="step", ylabel="loss [nats per supervised token]", title=title)
     axes.set_yscale("log")
     axes.legend()
@@ -63,8 +67,21 @@ class Log:
     self._board.close()
 
 
+@contextlib.contextmanager
+def _without_torch():
+  """tensorboardX imports torch if it is installed: seconds, for nothing used here."""
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None
+  try:
+    yield
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+
+
 def read(path: pathlib.Path) -> list[dict]:
-  """The lines of a metrics.jsonl; a last line that a killed run left half is dropped."""
+  """The lines of a metrics.jsonl, but for one that a killed run left half."""
   if not path.exists():
     return []
   lines = path.read_text().split("\n")
@@ -81,12 +98,46 @@ def read(path: pathlib.Path) -> list[dict]:
   return out
 
 
-def bar(total: int, initial: int, unit: str) -> tqdm.tqdm:
-  """A progress bar on a terminal; elsewhere none, and `note` prints lines instead."""
-  return tqdm.tqdm(
-    total=total, initial=initial, unit=unit, disable=not sys.stderr.isatty(),
-    dynamic_ncols=True,
-  )  # fmt: skip
+class Progress:
+  """A bar with loss, tokens/s and time left; without a terminal, lines instead."""
+
+  def __init__(self, total: int, initial: int):
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=initial,
+      unit="step",
+      disable=not sys.stderr.isatty(),
+      dynamic_ncols=True,
+    )
+    self._total, self._first, self._started = total, initial, time.time()
+    self.restart()
+
+  def restart(self):
+    """Counts tokens/s from now on: what was in between is not training."""
+    self._clock, self._tokens = time.time(), 0
+
+  def count(self, segment):
+    """A step was taken on tokens where `segment` is not 0."""
+    self._tokens += int(np.count_nonzero(segment))
+    self._bar.update()
+
+  def show(self, step: int, loss: float, lr: float) -> float:
+    """Shows the state of things; returns tokens/s since it was last called."""
+    speed = self._tokens / (time.time() - self._clock)
+    self.restart()
+    self._bar.set_postfix_str(f"loss {loss:.4f} {human(speed)}tokens/s")
+    if self._bar.disable:
+      spent = time.time() - self._started
+      left = (self._total - step) * spent / (step - self._first)
+      note(
+        f"step {step}/{self._total} loss {loss:.4f} lr {lr:.2g} "
+        f"{human(speed)}tokens/s, about {left:.0f} s left"
+      )
+    return speed
+
+  def close(self):
+    """Ends the bar."""
+    self._bar.close()
 
 
 def note(text: str):

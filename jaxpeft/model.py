@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import assets, sample, zoo
+from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
 from jaxpeft.data import tokenizer as tokenizers
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.attention import Where
 from jaxpeft.transformer import ModelConfig, Transformer, layer_groups
 
 DTYPES = ("float32", "bfloat16")
@@ -48,17 +48,29 @@ class Model:
     return _logits(self.transformer, self.params, jnp.asarray(tokens), mask)
 
   def generate(
-    self, prompts, max_new_tokens: int = 64, temperature: float = 0.0,
-    top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int | None = None,
-  ) -> list[str]:  # fmt: skip
+    self,
+    prompts,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+  ) -> list[str]:
     """Texts that continue the prompts (a list of str), until a stop token."""
     ids = [self.tokenizer.encode(p, bos=True) for p in prompts]
     sampling = sample.Sampling(temperature, top_k, top_p)
     stops = self.tokenizer.eos_ids
     new = sample.generate(
-      self.transformer, self.params, ids, max_new_tokens, stops, sampling, seed,
+      self.transformer,
+      self.params,
+      ids,
+      max_new_tokens,
+      stops,
+      sampling,
+      seed,
       batch_size,
-    )  # fmt: skip
+    )
     return [self.tokenizer.decode(row) for row in new]
 
   def replace(self, **changes) -> "Model":
@@ -123,7 +135,7 @@ def init(transformer: Transformer, seed: int):
 
 
 def shapes(config: ModelConfig, dtype: str = "bfloat16"):
-  """The parameter tree of an architecture as shapes: to count and compile without it."""
+  """The parameter tree of an architecture, as shapes: to count and to compile."""
   transformer = Transformer(config, dtype=dtype)
   return jax.eval_shape(functools.partial(init, transformer), 0)
 

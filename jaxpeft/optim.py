@@ -32,16 +32,26 @@ def schedule(lr: float, kind: str, warmup: float, final_lr: float, steps: int):
   if not rising:
     return decays[kind]()
   # The first step already moves: a warm-up from 0 would waste it.
-  first = optax.linear_schedule(lr / rising, lr, rising - 1) if rising > 1 else (
-    optax.constant_schedule(lr)
+  first = (
+    optax.linear_schedule(lr / rising, lr, rising - 1)
+    if rising > 1
+    else (optax.constant_schedule(lr))
   )
   return optax.join_schedules([first, decays[kind]()], [rising])
 
 
 def make(
-  steps: int, *, name, lr, schedule: str, warmup, final_lr, clip_norm, weight_decay,
+  steps: int,
+  *,
+  name,
+  lr,
+  schedule: str,
+  warmup,
+  final_lr,
+  clip_norm,
+  weight_decay,
   options,
-):  # fmt: skip
+):
   """(gradient transformation, learning-rate schedule) of `config.optim`.
 
   Raises:

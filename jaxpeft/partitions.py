@@ -18,7 +18,7 @@ def trainable_mask(params):
 
 
 def partition(params, mask):
-  """`params` as (trainable, frozen): the leaves where `mask` is True, and the others."""
+  """(trainable, frozen): leaves of `params` where `mask` is True, and the others."""
   hole = optax.MaskedNode()
   trainable = jax.tree.map(lambda x, m: x if m else hole, params, mask)
   frozen = jax.tree.map(lambda x, m: hole if m else x, params, mask)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.errors import InputError
 from jaxpeft.attention import KV, Where
-from jaxpeft.transformer import Transformer
+from jaxpeft.errors import InputError
+from jaxpeft.transformer import Transformer, layer_names
 
+_UNSTACK_BYTES = 2 << 30
 _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
 
 
@@ -47,7 +48,7 @@ def generate(
   prompts: list[list[int]],
   max_new_tokens: int,
   stop_ids: tuple[int, ...] = (),
-  sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+  sampling: Sampling = Sampling(),
   seed: int = 0,
   batch_size: int | None = None,
 ) -> list[list[int]]:
@@ -88,9 +89,15 @@ def generate(
       length[i] = len(row)
     index = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
     new, count = decode(
-      transformer, params, tokens, length, keys[index], max_new_tokens,
-      tuple(stop_ids), sampling,
-    )  # fmt: skip
+      transformer,
+      params,
+      tokens,
+      length,
+      keys[index],
+      max_new_tokens,
+      tuple(stop_ids),
+      sampling,
+    )
     new, count = np.asarray(new), np.asarray(count)
     out += [new[i, : count[i]].tolist() for i in range(len(rows))]
   return out
@@ -102,9 +109,7 @@ def bucket(length: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def decode(
-  transformer, params, tokens, length, keys, max_new: int, stop_ids, sampling
-):
+def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sampling):
   """Prefill and decode a batch.
 
   Args:
@@ -115,6 +120,7 @@ def decode(
   Returns:
     (int[B, N] new tokens, int[B] how many of them precede a stop token).
   """
+  transformer, params = _unstack(transformer, params)
   b, p = tokens.shape
   slots = jnp.arange(p + max_new)
   prompt = slots < length[:, None]
@@ -144,18 +150,48 @@ def decode(
     seen = Where(position, filled.astype(jnp.int32))
     here = Where((length + i)[:, None], jnp.ones((b, 1), jnp.int32))
     logits, kept = transformer.apply(
-      {"params": params}, token[:, None], here,
-      kv=[KV(k, v, seen) for k, v in cache], keep_kv=True,
-    )  # fmt: skip
+      {"params": params},
+      token[:, None],
+      here,
+      kv=[KV(k, v, seen) for k, v in cache],
+      keep_kv=True,
+    )
     cache = jax.tree.map(
       lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, p + i, 3), cache, kept
     )
     return i + 1, logits[:, 0], done, cache, new, count
 
-  start = (0, logits, length == 0, cache, jnp.zeros((b, max_new), jnp.int32),
-           jnp.zeros(b, jnp.int32))  # fmt: skip
+  start = (
+    0,
+    logits,
+    length == 0,
+    cache,
+    jnp.zeros((b, max_new), jnp.int32),
+    jnp.zeros(b, jnp.int32),
+  )
   *_, new, count = jax.lax.while_loop(go_on, body, start)
   return new, count
+
+
+def _unstack(transformer, params):
+  """The same model with every layer a group of its own, unless it is large.
+
+  A scan copies each layer's weights out of their stack, at every token; cut apart
+  before the loop they are copied once. That takes the memory of the model again.
+  """
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+  depth = transformer.config.depth
+  if size > _UNSTACK_BYTES:
+    return transformer, params
+  groups = [params[name] for name in layer_names(params)]
+  layers = [
+    jax.tree.map(lambda x, i=i: x[i : i + 1], group)
+    for group in groups
+    for i in range(jax.tree.leaves(group)[0].shape[0])
+  ]
+  rest = {k: x for k, x in params.items() if k not in layer_names(params)}
+  rest |= {f"layers_{i}": layer for i, layer in enumerate(layers)}
+  return transformer.clone(groups=(1,) * depth), rest
 
 
 def choose(keys, logits, sampling: Sampling):

@@ -52,7 +52,7 @@ def exact(w):
 
 
 def canonical_signs(u, s, vt):
-  """Flips (u_i, v_i) pairs so that the entry of u_i largest in magnitude is positive."""
+  """Flips pairs (u_i, v_i) so that u_i's entry of largest magnitude is positive."""
   largest = jnp.take_along_axis(u, jnp.abs(u).argmax(0, keepdims=True), axis=0)
   sign = jnp.where(largest < 0, -1.0, 1.0).astype(u.dtype)
   return u * sign, s, vt * sign.T

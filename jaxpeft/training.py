@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from jaxpeft import losses, partitions
-from jaxpeft.errors import InputError
 from jaxpeft.attention import Where
+from jaxpeft.errors import InputError
 
 
 class TrainState(NamedTuple):
@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(trainable, tx) -> TrainState:
-  """The state before the first step; copies `trainable`, as steps donate their input."""
+  """The state before the first step; copies `trainable`, since steps donate it."""
   trainable = jax.tree.map(jnp.array, trainable)
   return TrainState(trainable, tx.init(trainable), jnp.int32(0), jnp.int32(-1))
 

@@ -18,7 +18,6 @@ from jaxpeft.attention import EVERYWHERE, KV, Where, attend
 from jaxpeft.linear import Weights, dense, linear, weight
 
 
-
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """All that differs between the families. Sizes are in units of elements."""
@@ -113,8 +112,10 @@ class Transformer(nn.Module):
       x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
     ones = nn.initializers.constant(1 - c.norm_offset)
     x = rms_norm(x, weight(self, "final_norm", (c.width,), ones), c)
-    head = embed.T if c.tied else weight(
-      self, "head", (c.width, c.vocab_size), nn.initializers.lecun_normal()
+    head = (
+      embed.T
+      if c.tied
+      else weight(self, "head", (c.width, c.vocab_size), nn.initializers.lecun_normal())
     )
     logits = soft_cap(linear(x, head).astype(jnp.float32), c.final_softcap)
     return (logits, kept) if keep_kv else logits
@@ -184,7 +185,9 @@ def rope_frequencies(c: ModelConfig):
     old, low, high = (
       scaling[k]
       for k in (
-        "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"
+        "original_max_position_embeddings",
+        "low_freq_factor",
+        "high_freq_factor",
       )
     )
     turns = old * freq / (2 * np.pi)  # full turns within the original context
@@ -194,7 +197,7 @@ def rope_frequencies(c: ModelConfig):
 
 
 def rotate(x, sin, cos):
-  """Rotates x [B, heads, T, N]: element i pairs with i + N/2, as Hugging Face stores."""
+  """Rotates x [B, heads, T, N]; element i pairs with i + N/2, as in Hugging Face."""
   halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
   sin = jnp.stack([-sin, sin], -2)
   # Reversing an axis of two, not concatenating slices, which XLA:CPU does slowly.
@@ -253,6 +256,12 @@ def layer_groups(groups: tuple[int, ...], depth: int) -> tuple[int, ...]:
   if sum(groups) != depth or min(groups) < 1:
     raise ValueError(f"groups {groups} must be positive and sum to depth {depth}")
   return groups
+
+
+def layer_names(params) -> list[str]:
+  """The names of the groups in a parameter tree, in the order of the layers."""
+  names = [name for name in params if name.startswith("layers_")]
+  return sorted(names, key=lambda name: int(name.removeprefix("layers_")))
 
 
 def _remat(name: str):

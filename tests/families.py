@@ -7,19 +7,31 @@ import torch
 import transformers
 
 _SMALL = dict(
-  vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
-  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-  bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
+  vocab_size=97,
+  hidden_size=48,
+  intermediate_size=80,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=256,
+  bos_token_id=1,
+  eos_token_id=2,
+  pad_token_id=0,
+)
 _LLAMA3 = dict(
-  rope_type="llama3", rope_theta=10_000.0, factor=8.0, low_freq_factor=1.0,
-  high_freq_factor=4.0, original_max_position_embeddings=32,
-)  # fmt: skip
+  rope_type="llama3",
+  rope_theta=10_000.0,
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position_embeddings=32,
+)
 
 FAMILIES = {
   "llama": ("Llama", {}),
   "llama-tied-bias": (
-    "Llama", dict(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
+    "Llama",
+    dict(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
   ),
   "llama3": ("Llama", dict(rope_parameters=_LLAMA3)),
   "llama-linear": (
@@ -29,16 +41,22 @@ FAMILIES = {
   "mistral": ("Mistral", dict(sliding_window=7, head_dim=16)),
   "qwen2": ("Qwen2", {}),
   "qwen2-window": (
-    "Qwen2", dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    "Qwen2",
+    dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
   ),
   "qwen3": ("Qwen3", dict(head_dim=16)),
   "gemma": ("Gemma", dict(head_dim=16, num_key_value_heads=1)),
   "gemma2": (
     "Gemma2",
-    dict(head_dim=16, sliding_window=5, query_pre_attn_scalar=24,
-         attn_logit_softcapping=3.0, final_logit_softcapping=4.0),
+    dict(
+      head_dim=16,
+      sliding_window=5,
+      query_pre_attn_scalar=24,
+      attn_logit_softcapping=3.0,
+      final_logit_softcapping=4.0,
+    ),
   ),
-}  # fmt: skip
+}
 
 
 def make(name: str, seed: int = 0):

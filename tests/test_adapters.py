@@ -152,13 +152,15 @@ def one_batch(rows=4, length=24):
   tokens = rng.integers(3, 400, (1, rows, length)).astype(np.int32)
   ones = np.ones((1, rows, length))
   return dict(
-    tokens=tokens, targets=np.roll(tokens, -1, 2), weights=ones.astype(np.float32),
+    tokens=tokens,
+    targets=np.roll(tokens, -1, 2),
+    weights=ones.astype(np.float32),
     position=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
     segment=ones.astype(np.int32),
-  )  # fmt: skip
+  )
 
 
-# ---- counts of the papers, on the real shapes ------------------------------------------
+# ---- counts of the papers, on the real shapes ------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,25 +191,33 @@ def test_trainable_parameters_equal_the_papers(shape, adapter, want):
 def test_lora_on_five_modules_equals_the_papers_count():
   params = jaxpeft.shapes(jaxpeft.SHAPES["gemma-2b"])
   rules = {"layers_.*/(attn/[qkv]|mlp/(up|down))": jaxpeft.LoRA(rank=32)}
-  adapted = jax.eval_shape(
-    lambda p: jaxpeft.adapt(p, rules, jax.random.key(0)), params
-  )
+  adapted = jax.eval_shape(lambda p: jaxpeft.adapt(p, rules, jax.random.key(0)), params)
   assert jaxpeft.count(adapted).trainable == 26_247_168
 
 
 @pytest.mark.parametrize(
   ("shape", "billions"),
-  [("gemma-2b", 2.506), ("gemma-7b", 8.538), ("mistral-7b", 7.242),
-   ("llama2-7b", 6.738), ("llama2-13b", 13.016), ("llama2-70b", 68.977),
-   ("llama3-8b", 8.030), ("llama3.2-1b", 1.236), ("llama3.2-3b", 3.213),
-   ("qwen2.5-0.5b", 0.494), ("qwen2.5-7b", 7.616), ("qwen3-0.6b", 0.596)],
-)  # fmt: skip
+  [
+    ("gemma-2b", 2.506),
+    ("gemma-7b", 8.538),
+    ("mistral-7b", 7.242),
+    ("llama2-7b", 6.738),
+    ("llama2-13b", 13.016),
+    ("llama2-70b", 68.977),
+    ("llama3-8b", 8.030),
+    ("llama3.2-1b", 1.236),
+    ("llama3.2-3b", 3.213),
+    ("qwen2.5-0.5b", 0.494),
+    ("qwen2.5-7b", 7.616),
+    ("qwen3-0.6b", 0.596),
+  ],
+)
 def test_named_shapes_have_the_published_sizes(shape, billions):
   params = jaxpeft.shapes(jaxpeft.SHAPES[shape])
   assert jaxpeft.count(params).total / 1e9 == pytest.approx(billions, abs=6e-4)
 
 
-# ---- LoRA and SVFT: what their papers and codes say --------------------------------------
+# ---- LoRA and SVFT: what their papers and codes say ------------------------------
 
 
 def test_lora_scale_is_alpha_over_rank_or_over_its_root():
@@ -255,9 +265,7 @@ def test_svft_reference_start_is_as_far_from_w_as_the_published_code(
 def test_banded_entries_are_in_the_published_codes_order(n, d):
   # Row-major over the band, as a coalesced sparse tensor of torch lists them. That
   # code's matrix multiplies (out x in), so its row is our column.
-  want = [
-    (row, col) for row in range(n) for col in range(n) if abs(row - col) <= d
-  ]
+  want = [(row, col) for row in range(n) for col in range(n) if abs(row - col) <= d]
   rows, cols = jaxpeft.SVFT("banded", off_diagonals=d).coordinates(n)
   assert list(zip(cols.tolist(), rows.tolist(), strict=True)) == want
   assert len(want) == jaxpeft.SVFT("banded", off_diagonals=d).entries(n)
@@ -347,7 +355,7 @@ def test_svd_cache_is_used_and_a_damaged_entry_is_made_again(tmp_path, monkeypat
   assert entry.stat().st_size > 100
 
 
-# ---- rules, partitions -----------------------------------------------------------------
+# ---- rules, partitions -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -431,7 +439,8 @@ def test_step_costs_what_the_split_form_costs(model):
 
 
 def test_a_weight_node_is_multiplied_by_its_own_rule():
-  node = jaxpeft.Adapted(*jaxpeft.LoRA().init(jax.random.key(0), weight((24, 40))),
-                         jaxpeft.LoRA())  # fmt: skip
+  node = jaxpeft.Adapted(
+    *jaxpeft.LoRA().init(jax.random.key(0), weight((24, 40))), jaxpeft.LoRA()
+  )
   x = jnp.ones((2, 24))
   np.testing.assert_allclose(linear(x, node), x @ node.dense(), atol=1e-5)

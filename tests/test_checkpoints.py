@@ -140,7 +140,7 @@ def test_damaged_safetensors_are_an_error(tmp_path, damage):
   save("llama", tmp_path)
   path = tmp_path / "model.safetensors"
   path.write_bytes(damage(path.read_bytes()))
-  with pytest.raises(jaxpeft.InputError, match="cannot read .*model.safetensors"):
+  with pytest.raises(jaxpeft.InputError, match=r"cannot read .*model\.safetensors"):
     jaxpeft.load(str(tmp_path))
 
 
@@ -192,14 +192,16 @@ def test_loading_needs_no_more_than_the_model_and_one_tensor(tmp_path):
   hf.save(tmp_path / "m", config, model.init(net, 0))
   out = subprocess.run(
     [sys.executable, "-c", PEAK, str(tmp_path / "m")],
-    check=True, capture_output=True, text=True,
-  )  # fmt: skip
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   size, tensor, peak = map(int, out.stdout.split())
   assert size > 150e6
   assert peak <= size + tensor + 8e6, "8 MB for the interpreter's own"
 
 
-# ---- the adapter's file ------------------------------------------------------------------
+# ---- the adapter's file ----------------------------------------------------------
 
 
 def adapted(seed=0, rules=None):
@@ -237,7 +239,7 @@ def test_an_adapter_of_another_base_or_pattern_or_shape_is_refused(tmp_path):
   with pytest.raises(jaxpeft.InputError, match="trained on another base"):
     adapter_files.load(tmp_path / "a", trainable, mark(changed))
   wider, frozen = adapted(rules={".*/attn/.*": jaxpeft.SVFT("random", 3)})
-  with pytest.raises(jaxpeft.InputError, match="trained on another base|does not fit"):
+  with pytest.raises(jaxpeft.InputError, match=r"trained on another base|does not fit"):
     adapter_files.load(tmp_path / "a", wider, mark(frozen))
 
 

@@ -13,9 +13,13 @@ ROWS = [
   {"prompt": "Say 12: ", "completion": "twelve"},
   {"question": "1+1?", "answer": "2"},
   {"instruction": "Add.", "input": "3, 4", "output": "7"},
-  {"messages": [{"role": "user", "content": "Hi?"},
-                {"role": "assistant", "content": "Yes."}]},
-]  # fmt: skip
+  {
+    "messages": [
+      {"role": "user", "content": "Hi?"},
+      {"role": "assistant", "content": "Yes."},
+    ]
+  },
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,10 @@ def test_any_text_survives_the_tokenizer(tok):
 
 
 def test_truncation_is_counted_and_what_remains_must_teach(tok):
-  rows = [{"prompt": "a" * 50, "completion": "b"}, {"prompt": "a", "completion": "b" * 9}]
+  rows = [
+    {"prompt": "a" * 50, "completion": "b"},
+    {"prompt": "a", "completion": "b" * 9},
+  ]
   got = encode.encode(rows, tok, 8, "completion")
   assert (len(got.examples), got.truncated, got.dropped) == (1, 2, 1)
   assert "2 cut to max_tokens, 1 of them left out" in got.summary("x")
@@ -94,9 +101,11 @@ def test_masks_equal_transformers(tok, tmp_path):
   transformers = pytest.importorskip("transformers")
   marked = tok.chat_template
   theirs = transformers.PreTrainedTokenizerFast(
-    tokenizer_file=str(assets.TINY / "tokenizer.json"), bos_token="<bos>",
-    eos_token="<eos>", pad_token="<pad>",
-  )  # fmt: skip
+    tokenizer_file=str(assets.TINY / "tokenizer.json"),
+    bos_token="<bos>",
+    eos_token="<eos>",
+    pad_token="<pad>",
+  )
   want = theirs.apply_chat_template(
     TURNS, chat_template=marked, return_assistant_tokens_mask=True, return_dict=True
   )
@@ -139,8 +148,10 @@ def test_packing_keeps_every_token_once_and_apart(tok):
 
 def test_best_fit_fills_rows_well(tok):
   rng = np.random.default_rng(0)
-  items = [encode.Example(np.zeros(n, np.int32), np.ones(n, bool))
-           for n in rng.integers(5, 60, 500)]  # fmt: skip
+  items = [
+    encode.Example(np.zeros(n, np.int32), np.ones(n, bool))
+    for n in rng.integers(5, 60, 500)
+  ]
   rows = batches.pack(items, 128)
   assert sum(len(e.tokens) for row in rows for e in row) / (128 * len(rows)) > 0.98
 
@@ -159,7 +170,11 @@ def test_an_epoch_shows_every_example_once_and_the_next_in_another_order(tok):
   items = examples(tok)
   made = batches.make(items, 128, 4, False, seed=0)
   epochs = [
-    [made[s]["tokens"][r].tobytes() for s in range(e * 10, e * 10 + 10) for r in range(4)]
+    [
+      made[s]["tokens"][r].tobytes()
+      for s in range(e * 10, e * 10 + 10)
+      for r in range(4)
+    ]
     for e in range(2)
   ]
   assert sorted(epochs[0]) == sorted(epochs[1])
@@ -175,7 +190,7 @@ def test_preview_marks_what_is_learned(tok):
   assert shown.endswith("<eos>]]")
 
 
-# ---- the embedded problems -----------------------------------------------------------
+# ---- the embedded problems -------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -209,7 +224,7 @@ def test_real_gsm8k_is_read_and_encoded_without_loss(tok, data_dir):
   assert text == f"Question: {rows[5]['question']}\nAnswer: {rows[5]['answer']}"
 
 
-# ---- bad rows ------------------------------------------------------------------------
+# ---- bad rows --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +232,10 @@ def test_real_gsm8k_is_read_and_encoded_without_loss(tok, data_dir):
   [
     ('{"prompt": "a", "completion": "b"}\n{"prompt": ', "line 2: not JSON"),
     ('\n{"prompt": "a"}', "line 2: has prompt; expected one of"),
-    ('{"prompt": "a", "completion": 3}', "line 1: `completion` must be a text, not int"),
+    (
+      '{"prompt": "a", "completion": 3}',
+      "line 1: `completion` must be a text, not int",
+    ),
     ("[1]", "line 1: has list"),
     ('{"messages": [{"role": "user"}]}', "line 1: `messages` must be a list"),
     ("", "has no rows"),

@@ -42,11 +42,14 @@ def test_cross_entropy_equals_torch():
   targets = rng.integers(0, 11, (2, 5))
   weights = (rng.random((2, 5)) < 0.6).astype(np.float32)
   want = torch.nn.functional.cross_entropy(
-    torch.tensor(logits).reshape(-1, 11), torch.tensor(targets).reshape(-1),
+    torch.tensor(logits).reshape(-1, 11),
+    torch.tensor(targets).reshape(-1),
     reduction="none",
-  )  # fmt: skip
+  )
   loss, count = losses.cross_entropy(logits, targets, weights)
-  assert float(loss) == pytest.approx(float((want.numpy() * weights.ravel()).sum()), 1e-5)
+  assert float(loss) == pytest.approx(
+    float((want.numpy() * weights.ravel()).sum()), 1e-5
+  )
   assert count == weights.sum()
 
 
@@ -59,10 +62,11 @@ def test_accumulation_equals_the_big_batch_also_with_uneven_tokens(setup, accumu
   assert counts.min() < 0.7 * counts.max(), "or a mean of means would pass"
   step = training.make_step(net, optax.sgd(1.0))
   ends = [
-    step(training.init_state(trainable, optax.sgd(1.0)), frozen,
-         training.split(batch, n))
+    step(
+      training.init_state(trainable, optax.sgd(1.0)), frozen, training.split(batch, n)
+    )
     for n in (1, accumulate)
-  ]  # fmt: skip
+  ]
   (one, m1), (many, m2) = ends
   assert float(m1["loss"]) == pytest.approx(float(m2["loss"]), rel=1e-5)
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.trainable, trainable)
@@ -81,8 +85,19 @@ def test_clipping_sees_the_trainable_gradient_only(setup):
 
 
 def options(**changes):
-  return dict(name="adamw", lr=1e-2, schedule="constant", warmup=0.0, final_lr=0.0,
-              clip_norm=0.0, weight_decay=0.0, options={}) | changes  # fmt: skip
+  return (
+    dict(
+      name="adamw",
+      lr=1e-2,
+      schedule="constant",
+      warmup=0.0,
+      final_lr=0.0,
+      clip_norm=0.0,
+      weight_decay=0.0,
+      options={},
+    )
+    | changes
+  )
 
 
 def test_the_state_stands_still_from_the_first_bad_step_on(setup):
@@ -103,16 +118,21 @@ def test_the_state_stands_still_from_the_first_bad_step_on(setup):
 
 @pytest.mark.parametrize(
   ("kind", "want"),
-  [("constant", (0.5, 1.0, 1.0, 1.0)), ("linear", (0.5, 1.0, 0.55, 0.1)),
-   ("cosine", (0.5, 1.0, 0.55, 0.1))],
-)  # fmt: skip
+  [
+    ("constant", (0.5, 1.0, 1.0, 1.0)),
+    ("linear", (0.5, 1.0, 0.55, 0.1)),
+    ("cosine", (0.5, 1.0, 0.55, 0.1)),
+  ],
+)
 def test_schedules_at_start_peak_middle_and_end(kind, want):
   rate = optim.schedule(1.0, kind, 0.02, 0.1, 100)
   got = [float(rate(step)) for step in (0, 2, 51, 100)]
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon", "prodigy", "adafactor"])
+@pytest.mark.parametrize(
+  "name", ["sgd", "adamw", "lion", "muon", "prodigy", "adafactor"]
+)
 def test_optimisers_of_optax_are_known_by_name(name):
   tx, _ = optim.make(10, **options(name=name))
   params = {"w": jnp.ones((4, 4))}
@@ -139,14 +159,20 @@ def test_wilson_interval(hits, count, want):
   np.testing.assert_allclose(evaluate.wilson(hits, count), want, atol=1e-4)
 
 
-# ---- the commands ------------------------------------------------------------------------
+# ---- the commands ----------------------------------------------------------------
 
 QUICK = [
-  "--config.train.steps=12", "--config.train.log_every=2", "--config.train.save_every=4",
-  "--config.train.eval_every=6", "--config.train.batch_size=4", "--config.data.limit=100",
-  "--config.eval.limit=8", "--config.eval.batch_size=8", "--config.eval.loss_limit=16",
+  "--config.train.steps=12",
+  "--config.train.log_every=2",
+  "--config.train.save_every=4",
+  "--config.train.eval_every=6",
+  "--config.train.batch_size=4",
+  "--config.data.limit=100",
+  "--config.eval.limit=8",
+  "--config.eval.batch_size=8",
+  "--config.eval.loss_limit=16",
   "--config.eval.max_new_tokens=8",
-]  # fmt: skip
+]
 
 
 def command(script, *args):
@@ -188,8 +214,15 @@ def theta(workdir):
 
 def test_a_run_leaves_what_it_promises(finished):
   final = lines(finished, timeless=False)[-1]
-  for key in ("base_accuracy", "accuracy", "accuracy_ci95", "trainable_parameters",
-              "adapter_bytes", "peak_memory_bytes", "wall_s"):  # fmt: skip
+  for key in (
+    "base_accuracy",
+    "accuracy",
+    "accuracy_ci95",
+    "trainable_parameters",
+    "adapter_bytes",
+    "peak_memory_bytes",
+    "wall_s",
+  ):
     assert final[key] is not None, key
   assert final["final"] is True
   assert final["trainable_parameters"] == 58_912
@@ -233,9 +266,11 @@ def test_a_run_killed_anywhere_ends_as_if_it_was_not(finished, tmp_path):
   for mark in marks:
     args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
     process = subprocess.Popen(
-      command("train.py", *args), cwd=ROOT, stderr=subprocess.DEVNULL,
+      command("train.py", *args),
+      cwd=ROOT,
+      stderr=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     wait_for(workdir, mark, process)
     time.sleep(rng.random() * 0.3)
     process.send_signal(signal.SIGKILL)
@@ -249,7 +284,9 @@ def wait_for(workdir, step, process, limit=240):
   """Until the run has logged a step."""
   path, clock = workdir / "metrics.jsonl", time.time()
   while process.poll() is None and time.time() - clock < limit:
-    if path.exists() and any(f'"step": {s},' in path.read_text() for s in range(step, 13)):
+    if path.exists() and any(
+      f'"step": {s},' in path.read_text() for s in range(step, 13)
+    ):
       return
     time.sleep(0.01)
   assert process.poll() is not None, f"step {step} was not reached in {limit} s"
@@ -295,22 +332,36 @@ def test_nothing_compiles_after_the_second_step(setup):
 
 def test_keep_best_and_patience(tmp_path):
   workdir = tmp_path / "run"
-  train(workdir, "--config.optim.lr=30.0", "--config.train.patience=1",
-        "--config.train.eval_every=2", "--config.train.steps=40")  # fmt: skip
+  train(
+    workdir,
+    "--config.optim.lr=30.0",
+    "--config.train.patience=1",
+    "--config.train.eval_every=2",
+    "--config.train.steps=40",
+  )
   final = lines(workdir)[-1]
   assert final["ended_early"]
   assert final["step"] < 40
-  held = {x["step"]: x["eval_loss"] for x in lines(workdir)
-          if "eval_loss" in x and "final" not in x}  # fmt: skip
+  held = {
+    x["step"]: x["eval_loss"]
+    for x in lines(workdir)
+    if "eval_loss" in x and "final" not in x
+  }
   assert final["adapter_step"] == min(held, key=held.get)
-  assert json.loads((workdir / "adapter/adapter.json").read_text())["step"] == (
-    final["adapter_step"]
+  assert (
+    json.loads((workdir / "adapter/adapter.json").read_text())["step"]
+    == (final["adapter_step"])
   )
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
-  got = train(tmp_path / "run", "--config.optim.lr=1e30", "--config.optim.clip_norm=0.0",
-              config="full", status=2)  # fmt: skip
+  got = train(
+    tmp_path / "run",
+    "--config.optim.lr=1e30",
+    "--config.optim.clip_norm=0.0",
+    config="full",
+    status=2,
+  )
   assert "not finite at step" in got.stderr
   assert "Lower optim.lr" in got.stderr
   assert "Traceback" not in got.stderr
@@ -319,10 +370,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
 def test_real_gsm8k_runs_through_the_same_path(tmp_path, data_dir):
   folder, workdir = data_dir / "gsm8k", tmp_path / "gsm8k"
   got = train(
-    workdir, f"--config.data.train={folder}/train.jsonl", "--config.data.max_tokens=768",
-    f"--config.data.eval={folder}/test.jsonl", "--config.train.steps=3",
+    workdir,
+    f"--config.data.train={folder}/train.jsonl",
+    "--config.data.max_tokens=1024",
+    f"--config.data.eval={folder}/test.jsonl",
+    "--config.train.steps=3",
     "--config.eval.max_new_tokens=4",
-  )  # fmt: skip
+  )
   assert "100 examples" in got.stderr
   assert "cut to" not in got.stderr
   shown = run("eval.py", f"--ckpt={workdir}", "--limit=12", "--max_new_tokens=4").stdout

@@ -101,9 +101,9 @@ def test_remat_changes_no_gradient():
 
   def grads(remat):
     net = model.replace(transformer=model.transformer.clone(remat=remat)).transformer
-    return jax.jit(
-      jax.grad(lambda p: jnp.mean(net.apply({"params": p}, x) ** 2))
-    )(model.params)  # fmt: skip
+    return jax.jit(jax.grad(lambda p: jnp.mean(net.apply({"params": p}, x) ** 2)))(
+      model.params
+    )
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()),

@@ -1,4 +1,4 @@
-"""Adapters: this namespace is the registry. A method is one file and its import here."""
+"""Adapters: this namespace is the registry; a method is one file and its import."""
 
 import re
 import zlib
@@ -18,9 +18,20 @@ from jaxpeft.errors import InputError, unknown
 METHODS = {method.__name__: method for method in (Full, LoRA, SVFT)}
 
 __all__ = [
-  "METHODS", "SVFT", "Adapted", "Adapter", "Count", "Full", "LoRA", "adapt", "count",
-  "from_config", "is_adapted", "match", "merge",
-]  # fmt: skip
+  "METHODS",
+  "SVFT",
+  "Adapted",
+  "Adapter",
+  "Count",
+  "Full",
+  "LoRA",
+  "adapt",
+  "count",
+  "from_config",
+  "is_adapted",
+  "match",
+  "merge",
+]
 
 
 class Count(NamedTuple):
@@ -108,7 +119,9 @@ def adapt(params, rules: Mapping[str, Adapter], key):
   leaves = _leaves(params)
   layers = sum(leaves[p].shape[0] if _stacked(p) else 1 for p in found)
   # Only what takes long is shown: a truncated or exact SVD of a real model.
-  with tqdm.tqdm(total=layers, desc="adapt", unit="weight", delay=3, leave=False) as bar:
+  with tqdm.tqdm(
+    total=layers, desc="adapt", unit="weight", delay=3, leave=False
+  ) as bar:
 
     def replace(path, leaf):
       path = jax.tree_util.keystr(path, simple=True, separator="/")

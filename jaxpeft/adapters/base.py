@@ -24,7 +24,7 @@ from jaxpeft.linear import dense, matmul
 
 
 class Adapter:
-  """What adapters have in common unless they say otherwise; see the module docstring."""
+  """What adapters have in common unless they say otherwise (module docstring)."""
 
   dims: ClassVar[Mapping[str, str]]
   matrix_only: ClassVar[bool] = True

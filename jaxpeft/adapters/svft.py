@@ -49,9 +49,7 @@ class SVFT(Adapter):
   gate: bool = False
   replacement: bool = False
   keep_base: bool | None = None
-  dims: ClassVar = dict(
-    w="io", u="ik", s="k", vt="ko", rows="m", cols="m", m="m", g=""
-  )
+  dims: ClassVar = dict(w="io", u="ik", s="k", vt="ko", rows="m", cols="m", m="m", g="")
 
   def __post_init__(self):
     if self.pattern not in PATTERNS:

@@ -25,9 +25,11 @@ def main(directory: pathlib.Path = assets.TINY):
       texts.append("".join(sources.prompt_and_completion(row, "question/answer")))
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True),
-     pre_tokenizers.ByteLevel(add_prefix_space=False)]
-  )  # fmt: skip
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
   core.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=VOCABULARY,
@@ -43,14 +45,16 @@ def main(directory: pathlib.Path = assets.TINY):
   core.save(str(directory / "tokenizer.json"))
   config = {
     "tokenizer_class": "PreTrainedTokenizerFast",
-    "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>",
+    "pad_token": "<pad>",
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
     "model_max_length": 512,
     "chat_template": (
       "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
       "Question: {{ m.content }}\nAnswer:{% else %}{% generation %} {{ m.content }}"
       "{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
     ),
-  }  # fmt: skip
+  }
   (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -61,9 +61,7 @@ def load(directory, like, fingerprint: dict):
     if path not in flat or flat[path].shape != x.shape
   ] + [f"{path}: unexpected" for path in flat.keys() - want.keys()]
   if wrong:
-    raise InputError(
-      f"the adapter in {directory} does not fit: {'; '.join(wrong[:8])}"
-    )
+    raise InputError(f"the adapter in {directory} does not fit: {'; '.join(wrong[:8])}")
   return partitions.unflatten({k: jnp.asarray(x) for k, x in flat.items()}, like)
 
 

@@ -129,9 +129,13 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
   """
   directory = pathlib.Path(directory)
   directory.parent.mkdir(parents=True, exist_ok=True)
-  flat = {jax.tree_util.keystr(p, simple=True, separator="/"): x
-          for p, x in jax.tree_util.tree_leaves_with_path(params)}  # fmt: skip
-  groups = [flat[p].shape[0] for p in sorted(flat, key=_group) if p.endswith("norm/attn")]
+  flat = {
+    jax.tree_util.keystr(p, simple=True, separator="/"): x
+    for p, x in jax.tree_util.tree_leaves_with_path(params)
+  }
+  groups = [
+    flat[p].shape[0] for p in sorted(flat, key=_group) if p.endswith("norm/attn")
+  ]
   dtype = str(flat["embed"].dtype)
   with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".save-") as tmp:
     tmp = pathlib.Path(tmp)
@@ -148,7 +152,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
 
 
 class _Place:
-  """Where one of our leaves comes from: one tensor, or one for each layer of a stack."""
+  """Where one of our leaves comes from: a tensor, or one for each layer of a stack."""
 
   def __init__(self, tensors, shape, stacked, transpose):
     self.tensors, self.shape = tensors, shape
@@ -203,7 +207,7 @@ def _files(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, list[int]]]
   for path in paths:
     try:
       with safetensors.safe_open(path, "numpy") as f:
-        for name in f.keys():  # noqa: SIM118  (a handle, not a dict)
+        for name in f.keys():
           found[name] = (path, f.get_slice(name).get_shape())
     except (OSError, safetensors.SafetensorError) as e:
       raise InputError(f"cannot read {path}: {e}") from e
@@ -241,8 +245,10 @@ def _write_shards(directory: pathlib.Path, places, flat):
       used += size
   many, weight_map = len(shards) > 1, {}
   for number, shard in enumerate(shards, 1):
-    file = f"model-{number:05}-of-{len(shards):05}.safetensors" if many else (
-      "model.safetensors"
+    file = (
+      f"model-{number:05}-of-{len(shards):05}.safetensors"
+      if many
+      else ("model.safetensors")
     )
     tensors = {}
     for name, path, place, i, _ in shard:

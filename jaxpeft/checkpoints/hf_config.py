@@ -1,7 +1,7 @@
 """Hugging Face `config.json` <-> ModelConfig. A field nobody handles is an error."""
 
-from jaxpeft.errors import InputError, unknown
 from jaxpeft.attention import EVERYWHERE
+from jaxpeft.errors import InputError, unknown
 from jaxpeft.transformer import ModelConfig
 
 # What a family is, apart from the numbers in its config.json.
@@ -25,12 +25,13 @@ _IRRELEVANT = frozenset(
   tokenizer_class max_window_layers use_sliding_window layer_types cache_implementation
   hidden_act hidden_activation hidden_size intermediate_size num_attention_heads
   num_hidden_layers num_key_value_heads head_dim vocab_size max_position_embeddings
-  rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings attention_bias
-  mlp_bias sliding_window query_pre_attn_scalar attn_logit_softcapping
-  final_logit_softcapping attention_dropout rope_interleaved return_dict output_hidden_states
-  output_attentions torchscript is_encoder_decoder chunk_size_feed_forward problem_type
+  rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings
+  attention_bias mlp_bias sliding_window query_pre_attn_scalar attention_dropout
+  attn_logit_softcapping final_logit_softcapping rope_interleaved return_dict
+  output_hidden_states output_attentions torchscript is_encoder_decoder
+  chunk_size_feed_forward problem_type
   id2label label2id task_specific_params model_max_length unsloth_version unsloth_fixed
-  """.split()  # noqa: SIM905
+  """.split()
 )
 
 
@@ -83,9 +84,13 @@ def from_hf(hf: dict, place: str = "config.json") -> ModelConfig:
 def to_hf(c: ModelConfig, dtype: str) -> dict:
   """`config.json` that transformers reads, the inverse of `from_hf`."""
   names = {
-    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
-    "gemma": "Gemma", "gemma2": "Gemma2",
-  }  # fmt: skip
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+  }
   activation = {v: k for k, v in reversed(_ACTIVATIONS.items())}[c.activation]
   hf = dict(
     architectures=[f"{names[c.family]}ForCausalLM"],
@@ -149,10 +154,12 @@ def _rope(hf: dict, place: str) -> dict:
     "default": (),
     "linear": ("factor",),
     "llama3": (
-      "factor", "low_freq_factor", "high_freq_factor",
+      "factor",
+      "low_freq_factor",
+      "high_freq_factor",
       "original_max_position_embeddings",
     ),
-  }  # fmt: skip
+  }
   if kind not in needed:
     raise unknown(f"rope_type in {place}", kind, needed)
   if set(rope) != set(needed[kind]):
@@ -176,7 +183,9 @@ def _windows(hf: dict, family: str, place: str) -> tuple[int, ...]:
   if types is None:
     first = hf.get("max_window_layers", 28) if family.startswith("qwen") else 0
     local = (lambda i: i % 2 == 0) if family == "gemma2" else (lambda i: i >= first)
-    types = ["sliding_attention" if local(i) else "full_attention" for i in range(depth)]
+    types = [
+      "sliding_attention" if local(i) else "full_attention" for i in range(depth)
+    ]
   known = {"sliding_attention": window, "full_attention": EVERYWHERE}
   for name in types:
     if name not in known:

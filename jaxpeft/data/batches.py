@@ -99,7 +99,9 @@ class Batches:
     return batch
 
 
-def make(examples, max_tokens: int, batch_size: int, packed: bool, seed: int) -> Batches:
+def make(
+  examples, max_tokens: int, batch_size: int, packed: bool, seed: int
+) -> Batches:
   """Batches of examples, several to a row if `packed`."""
   rows = pack(examples, max_tokens) if packed else [[e] for e in examples]
   return Batches(rows, max_tokens, batch_size, seed)

@@ -20,7 +20,7 @@ _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters, removed again belo
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %} ... {% endgeneration %}: puts marks around the assistant's words."""
+  """{% generation %} ... {% endgeneration %}: marks the assistant's words."""
 
   tags = {"generation"}  # noqa: RUF012  (jinja2 reads it from the class)
 

@@ -9,8 +9,13 @@ import tokenizers
 from jaxpeft.data import template
 from jaxpeft.errors import InputError
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-         "generation_config.json", "chat_template.jinja")  # fmt: skip
+FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "generation_config.json",
+  "chat_template.jinja",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Tokenizer:
   special: dict[str, str]
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
-    """Ids of the text alone, after the beginning-of-text token if `bos` and it has one."""
+    """Ids of the text, after the beginning-of-text token if `bos` and it has one."""
     ids = self.core.encode(text, add_special_tokens=False).ids
     return [self.bos_id, *ids] if bos and self.add_bos else ids
 

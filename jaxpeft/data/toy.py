@@ -1,17 +1,46 @@
 """Seeded word problems in GSM8K's format: the embedded task.
 
 One-step problems add or subtract once, among sentences that do not matter; two-step
-problems chain two such steps and show both. Sums are the same without a story. A problem belongs to the test split if a hash of its numbers says so, so no
-numbers of a test problem are ever trained on, whatever the seeds.
+problems chain two such steps and show both. Sums are the same without a story. A
+problem belongs to the test split if a hash of its numbers says so: the numbers of a
+test problem are never trained on, whatever the seeds.
 """
 
 import random
 import zlib
 
-_NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris",
-          "Jack", "Kate", "Leo", "Maria", "Noah", "Olga", "Paul")  # fmt: skip
-_THINGS = ("apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "pencils",
-           "shells", "stamps", "stickers", "stones")  # fmt: skip
+_NAMES = (
+  "Anna",
+  "Ben",
+  "Clara",
+  "David",
+  "Emma",
+  "Felix",
+  "Grace",
+  "Henry",
+  "Iris",
+  "Jack",
+  "Kate",
+  "Leo",
+  "Maria",
+  "Noah",
+  "Olga",
+  "Paul",
+)
+_THINGS = (
+  "apples",
+  "books",
+  "cards",
+  "coins",
+  "eggs",
+  "flowers",
+  "marbles",
+  "pencils",
+  "shells",
+  "stamps",
+  "stickers",
+  "stones",
+)
 _GAIN = ("buys {} more", "finds {} more", "gets {} more", "wins {} more")
 _LOSE = ("gives away {}", "loses {}", "sells {}", "uses {}")
 _ASIDE = ("{0} has {1} {2}.", "{0} is {1} years old.", "{0} likes {2}.")

@@ -3,6 +3,7 @@
 A task is a module with
   prompt(row) -> str
   cut(text) -> str             the answer, without what follows it
+  RULES                        names of the ways to extract an answer
   score(text, row) -> {rule: bool}
 """
 

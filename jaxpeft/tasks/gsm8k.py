@@ -14,6 +14,7 @@ _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 _UNTIL = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
+RULES = ("strict", "flexible")
 
 
 def prompt(row: dict) -> str:

@@ -1,0 +1,139 @@
+"""Greedy decoding of ours and of torch + transformers (+ peft), on the CPU, in one run.
+
+  python benchmarks/generate.py [--rounds 3]
+
+The model of benchmarks/train_step.py, batch 8, prompts of 32 tokens, 128 new tokens,
+float32, no stop tokens; without and with LoRA r=16 beside the weights (not merged, on
+either side). Compilation is not counted: the second call is timed. Each figure comes
+from a process of its own, and the contestants take turns.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from train_step import RANK, SHAPE
+
+BATCH, PROMPT, NEW = 8, 32, 128
+
+
+def timed(call, repeats: int = 3) -> list[float]:
+  """Seconds of each call after the first."""
+  call()
+  seconds = []
+  for _ in range(repeats):
+    clock = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - clock)
+  return seconds
+
+
+def ours(lora: bool) -> list[float]:
+  """jaxpeft."""
+  import jax
+  import numpy as np
+
+  import jaxpeft
+  from jaxpeft import model, sample
+
+  config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
+  net = jaxpeft.Transformer(config)
+  params = model.init(net, 0)
+  if lora:
+    rules = {"layers_.*/(attn|mlp)/.*": jaxpeft.LoRA(rank=RANK, alpha=float(RANK))}
+    params = jaxpeft.adapt(params, rules, jax.random.key(0))
+  prompts = np.random.default_rng(0).integers(3, 4096, (BATCH, PROMPT)).tolist()
+
+  def call():
+    new = sample.generate(net, params, prompts, NEW)
+    assert all(len(row) == NEW for row in new)
+
+  return timed(call)
+
+
+def peer(lora: bool) -> list[float]:
+  """torch + transformers, with peft where LoRA is asked for."""
+  import peft
+  import torch
+  import transformers
+
+  config = transformers.LlamaConfig(
+    vocab_size=4096,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=512,
+    eos_token_id=None,
+    pad_token_id=0,
+  )
+  model = transformers.LlamaForCausalLM(config).eval()
+  if lora:
+    names = [
+      "q_proj",
+      "k_proj",
+      "v_proj",
+      "o_proj",
+      "gate_proj",
+      "up_proj",
+      "down_proj",
+    ]
+    model = peft.get_peft_model(
+      model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
+    )
+  tokens = torch.randint(3, 4096, (BATCH, PROMPT))
+  mask = torch.ones_like(tokens)
+
+  def call():
+    with torch.inference_mode():
+      out = model.generate(
+        input_ids=tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False
+      )
+    assert out.shape == (BATCH, PROMPT + NEW)
+
+  return timed(call)
+
+
+CONTESTANTS = {
+  "transformers": (peer, False),
+  "jaxpeft": (ours, False),
+  "transformers + peft, LoRA r=16": (peer, True),
+  "jaxpeft, LoRA r=16": (ours, True),
+}
+
+
+def main():
+  """Runs every contestant in turn, and prints one table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--only", help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.only:
+    run, lora = CONTESTANTS[args.only]
+    print(json.dumps(run(lora)))
+    return
+  seconds = {name: [] for name in CONTESTANTS}
+  for _ in range(args.rounds):
+    for name, got in seconds.items():
+      command = [sys.executable, __file__, "--only", name]
+      out = subprocess.run(command, check=True, capture_output=True, text=True)
+      got += json.loads(out.stdout.splitlines()[-1])
+  print(
+    f"{os.cpu_count()} cores, batch {BATCH}, {NEW} new tokens, "
+    f"{args.rounds} rounds, medians"
+  )
+  print(f"{'':<34}{'tokens/s':>9}{'x peer':>8}")
+  names = list(CONTESTANTS)
+  for i, name in enumerate(names):
+    own = statistics.median(seconds[name])
+    other = statistics.median(seconds[names[i - i % 2]])
+    print(f"{name:<34}{BATCH * NEW / own:>9.0f}{other / own:>8.2f}")
+
+
+if __name__ == "__main__":
+  main()

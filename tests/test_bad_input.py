@@ -1,0 +1,104 @@
+"""Bad input: one clear line, exit status 2, nothing written."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+C = "--config=configs/svft_banded.py"
+BAD_ROW = '{"prompt": "a", "completion": "b"}\n{"prompt": '
+
+CASES = {  # what is typed after the script, and what the line must say
+  "no config": (["train.py"], "Give --config"),
+  "missing config": (["train.py", "--config=configs/nothing.py"], "nothing.py"),
+  "wrong key": (["train.py", C, "--config.optim.lrr=1"], "lrr"),
+  "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
+  "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
+  "stray word": (["train.py", C, "steps=3"], "steps=3"),
+  "no model": (["train.py", C, "--config.model.source=/nowhere"], "/nowhere"),
+  "offline hub": (["train.py", C, "--config.model.source=org/name"], "org/name"),
+  "wrong dtype": (["train.py", C, "--config.model.dtype=float8"], "model.dtype"),
+  "wrong shape name": (["train.py", C, "--config.model.source=init:huge"], "huge"),
+  "groups": (["train.py", C, "--config.model.groups=(3,2)"], "sum to depth 4"),
+  "remat": (["train.py", C, "--config.model.remat=all"], "model.remat"),
+  "no data": (["train.py", C, "--config.data.train=/none.jsonl"], "/none.jsonl"),
+  "broken jsonl": (["train.py", C, "--config.data.train={tmp}/bad.jsonl"], "line 2"),
+  "empty data": (["train.py", C, "--config.data.train={tmp}/empty.jsonl"], "no rows"),
+  "embedded name": (["train.py", C, "--config.data.train=embedded:x"], "two_step"),
+  "nothing supervised": (["train.py", C, "--config.data.max_tokens=8"], "max_tokens"),
+  "loss_on": (["train.py", C, "--config.data.loss_on=none"], "data.loss_on"),
+  "method": (["train.py", C, "--config.adapt.main.name=LORA"], "Did you mean"),
+  "pattern": (["train.py", C, "--config.adapt.main.pattern=band"], "banded"),
+  "rank": (
+    ["train.py", "--config=configs/lora.py", "--config.adapt.main.rank=500"],
+    "rank 500",
+  ),
+  "no match": (["train.py", C, "--config.adapt.main.match=layer/.*"], "matches none"),
+  "two rules": (["train.py", "--config={tmp}/two.py"], "make them disjoint"),
+  "adapter option": (["train.py", "--config={tmp}/option.py"], "option of LoRA"),
+  "no adapter": (["train.py", "--config={tmp}/none.py"], "config.adapt is empty"),
+  "optimiser": (["train.py", C, "--config.optim.name=adamm"], "optim.name"),
+  "schedule": (["train.py", C, "--config.optim.schedule=step"], "optim.schedule"),
+  "warm-up": (["train.py", C, "--config.optim.warmup=100.0"], "optim.warmup"),
+  "accumulate": (["train.py", C, "--config.train.accumulate=3"], "accumulate"),
+  "temperature": (["train.py", C, "--config.eval.temperature=-1.0"], "temperature"),
+  "task": (["train.py", C, "--config.eval.task=gsm9k"], "gsm8k"),
+  "answer": (["train.py", C, "--config.eval.answer=exact"], "eval.answer"),
+  "workdir is a file": (["train.py", C, "--workdir={tmp}/bad.jsonl"], "--workdir"),
+  "other run": (["train.py", C, "--workdir={tmp}/run"], "another config"),
+  "no ckpt": (["eval.py"], "Give --ckpt"),
+  "not a run": (["eval.py", "--ckpt={tmp}"], "is no run"),
+  "not finished": (["eval.py", "--ckpt={tmp}/run"], "not finished"),
+  "no out dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}/x/y.json"], "/x"),
+  "corrupt model": (
+    ["train.py", C, "--config.model.source={tmp}/model"],
+    "cannot read",
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+  """A directory of bad things."""
+  sys.path.insert(0, str(ROOT))
+  from jaxpeft import assets, cli, config
+
+  tmp = tmp_path_factory.mktemp("bad")
+  (tmp / "bad.jsonl").write_text(BAD_ROW)
+  (tmp / "empty.jsonl").write_text("\n")
+  start = "from jaxpeft import config\n\ndef get_config():\n  c = config.base()\n"
+  lora = '  c.adapt.{} = dict(name="LoRA", match="{}"{})\n'
+  one = lora.format("a", ".*/attn/.*", "")
+  for name, text in {
+    "two": one + lora.format("b", ".*/q", ""),
+    "option": lora.format("a", ".*/q", ", rang=3"),
+    "none": "",
+  }.items():
+    (tmp / f"{name}.py").write_text(f"{start}{text}  return c\n")
+  (tmp / "run").mkdir()
+  c = config.base()
+  c.adapt.main = dict(name="LoRA", match=".*/q")
+  cli.prepare_workdir(str(tmp / "run"), c)
+  (tmp / "model").mkdir()
+  for file in assets.TINY.iterdir():
+    (tmp / "model" / file.name).write_bytes(file.read_bytes()[:100_000])
+  return tmp
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_line_and_status_2(name, tmp, tmp_path):
+  words, says = CASES[name]
+  words = [word.replace("{tmp}", str(tmp)) for word in words]
+  if words[0] == "train.py" and not any("--workdir" in word for word in words):
+    words.append(f"--workdir={tmp_path}/new")
+  got = subprocess.run(
+    [sys.executable, *words], capture_output=True, text=True, cwd=ROOT
+  )
+  assert got.returncode == 2, got.stderr[-2000:]
+  line = got.stderr.strip().split("\n")[-1]
+  assert line.startswith("error: "), got.stderr[-2000:]
+  assert says in line
+  assert "Traceback" not in got.stderr
+  assert not (tmp_path / "new").exists(), "nothing is written before the input is good"
