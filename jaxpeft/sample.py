@@ -77,6 +77,7 @@ def generate(
       f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones exceed the "
       f"model's {limit} positions; lower max_new_tokens or shorten the prompt"
     )
+  transformer, params = unstack(transformer, params)
   batch_size = batch_size or max(1, len(prompts))
   keys = jax.random.split(jax.random.key(seed), max(1, len(prompts)))
   out = []
@@ -120,9 +121,8 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   Returns:
     (int[B, N] new tokens, int[B] how many of them precede a stop token).
   """
-  transformer, params = _unstack(transformer, params)
   b, p = tokens.shape
-  slots = jnp.arange(p + max_new)
+  slots = jnp.arange(p + max_new)  # new token i has slot p + i
   prompt = slots < length[:, None]
   position = jnp.where(slots < p, slots, length[:, None] + slots - p)
   where = Where(position[:, :p], prompt[:, :p].astype(jnp.int32))
@@ -132,6 +132,10 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   room = [(0, 0), (0, 0), (0, 0), (0, max_new), (0, 0)]
   cache = jax.tree.map(lambda x: jnp.pad(x, room), kept)
 
+  def draw(i, logits):
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    return choose(own, logits, sampling)
+
   def is_stop(token):
     return functools.reduce(jnp.logical_or, [token == s for s in stop_ids], False)
 
@@ -140,9 +144,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
     return (i < max_new) & ~done.all()
 
   def body(carry):
-    i, logits, done, cache, new, count = carry
-    own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-    token = choose(own, logits, sampling)
+    i, token, done, cache, new, count = carry
     done = done | is_stop(token)
     new = new.at[:, i].set(token)
     count = count + ~done
@@ -156,42 +158,45 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
       kv=[KV(k, v, seen) for k, v in cache],
       keep_kv=True,
     )
+    token = draw(i + 1, logits[:, 0])
+    # No token is negative, so this adds 0. XLA does not know, and has to update the
+    # cache after all reads of it: in place, where it would else copy it twice.
+    slot = p + i + jnp.minimum(token.min(), 0)
     cache = jax.tree.map(
-      lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, p + i, 3), cache, kept
+      lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, slot, 3), cache, kept
     )
-    return i + 1, logits[:, 0], done, cache, new, count
+    return i + 1, token, done, cache, new, count
 
-  start = (
-    0,
-    logits,
-    length == 0,
-    cache,
-    jnp.zeros((b, max_new), jnp.int32),
-    jnp.zeros(b, jnp.int32),
-  )
+  empty = jnp.zeros((b, max_new), jnp.int32)
+  start = (0, draw(0, logits), length == 0, cache, empty, jnp.zeros(b, jnp.int32))
   *_, new, count = jax.lax.while_loop(go_on, body, start)
   return new, count
 
 
-def _unstack(transformer, params):
+def unstack(transformer, params):
   """The same model with every layer a group of its own, unless it is large.
 
-  A scan copies each layer's weights out of their stack, at every token; cut apart
-  before the loop they are copied once. That takes the memory of the model again.
+  A scan copies each layer's weights out of their stack, at every token; cut apart they
+  are copied once. That takes the memory of the model again.
   """
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
   depth = transformer.config.depth
-  if size > _UNSTACK_BYTES:
+  if size > _UNSTACK_BYTES or len(layer_names(params)) == depth:
     return transformer, params
-  groups = [params[name] for name in layer_names(params)]
+  return transformer.clone(groups=(1,) * depth), _cut(params)
+
+
+@jax.jit
+def _cut(params):
+  names = layer_names(params)
+  depths = [jax.tree.leaves(params[name])[0].shape[0] for name in names]
   layers = [
-    jax.tree.map(lambda x, i=i: x[i : i + 1], group)
-    for group in groups
-    for i in range(jax.tree.leaves(group)[0].shape[0])
+    jax.tree.map(lambda x, i=i: x[i : i + 1], params[name])
+    for name, depth in zip(names, depths, strict=True)
+    for i in range(depth)
   ]
-  rest = {k: x for k, x in params.items() if k not in layer_names(params)}
-  rest |= {f"layers_{i}": layer for i, layer in enumerate(layers)}
-  return transformer.clone(groups=(1,) * depth), rest
+  rest = {name: x for name, x in params.items() if name not in names}
+  return rest | {f"layers_{i}": layer for i, layer in enumerate(layers)}
 
 
 def choose(keys, logits, sampling: Sampling):

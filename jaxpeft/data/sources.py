@@ -46,8 +46,8 @@ def embedded(name: str) -> list[dict]:
     InputError: for another name.
   """
   if name == "pretrain":
-    stories = toy.problems(1, "train", 40_000, seed=0)
-    return stories + toy.sums("train", 20_000, seed=0)
+    stories = toy.problems(1, "train", 120_000, seed=0)
+    return stories + toy.sums("train", 40_000, seed=0)
   steps, _, split = name.partition("/")
   sizes = {"train": 8_000, "test": 1_000}
   if steps not in ("one_step", "two_step") or split not in sizes:

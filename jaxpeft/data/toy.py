@@ -100,7 +100,7 @@ def _tell(rng, start: int, changes: list[int]) -> dict[str, str]:
   for i, change in enumerate(changes):
     deed = rng.choice(_GAIN if change > 0 else _LOSE).format(abs(change))
     story.append(f"{'Then ' * (i > 0)}{name} {deed}.")
-  for _ in range(rng.randint(0, 3) if len(changes) == 1 else 0):
+  for _ in range(rng.randint(0, 2) if len(changes) == 1 else 0):
     aside = rng.choice(_ASIDE).format(other, rng.randint(2, _LIMIT), others)
     story.insert(rng.randint(0, len(story)), aside)
   story.append(f"How many {things} does {name} have now?")
