@@ -258,6 +258,31 @@ def test_load_run_is_the_adapted_model(finished):
   assert texts == final["samples"]
 
 
+@pytest.mark.slow
+def test_a_run_killed_while_it_saves_resumes(finished, tmp_path):
+  """SIGKILL as soon as Orbax has begun to write a checkpoint."""
+  workdir = tmp_path / "saving"
+  args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
+  process = subprocess.Popen(
+    command("train.py", *args),
+    cwd=ROOT,
+    stderr=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
+  )
+  clock = time.time()
+  while process.poll() is None and time.time() - clock < 240:
+    if list((workdir / "checkpoints").glob("*tmp*")):
+      break
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert list((workdir / "checkpoints").glob("*tmp*")), "it was killed too late"
+  assert not list((workdir / "checkpoints").glob("[0-9]")), "nothing is committed"
+  train(workdir)
+  assert lines(workdir) == lines(finished)
+  chex.assert_trees_all_equal(theta(workdir), theta(finished))
+
+
+@pytest.mark.slow
 def test_a_run_killed_anywhere_ends_as_if_it_was_not(finished, tmp_path):
   """SIGKILL at three random moments of the loop, also while it saves."""
   workdir = tmp_path / "killed"
@@ -292,6 +317,7 @@ def wait_for(workdir, step, process, limit=240):
   assert process.poll() is not None, f"step {step} was not reached in {limit} s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, number):
   workdir = tmp_path / "stopped"

@@ -148,6 +148,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
     for old in directory.glob("model*.safetensors*"):
       old.unlink()
     for file in tmp.iterdir():
+      file.chmod(0o644)  # safetensors makes them private
       shutil.move(file, directory / file.name)
 
 
