@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from train_step import RANK, SHAPE
+from train_step import RANK, SHAPE, peer_model
 
 BATCH, PROMPT, NEW = 8, 32, 128
 
@@ -57,35 +57,9 @@ def ours(lora: bool) -> list[float]:
 
 def peer(lora: bool) -> list[float]:
   """torch + transformers, with peft where LoRA is asked for."""
-  import peft
   import torch
-  import transformers
 
-  config = transformers.LlamaConfig(
-    vocab_size=4096,
-    hidden_size=512,
-    intermediate_size=1408,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    max_position_embeddings=512,
-    eos_token_id=None,
-    pad_token_id=0,
-  )
-  model = transformers.LlamaForCausalLM(config).eval()
-  if lora:
-    names = [
-      "q_proj",
-      "k_proj",
-      "v_proj",
-      "o_proj",
-      "gate_proj",
-      "up_proj",
-      "down_proj",
-    ]
-    model = peft.get_peft_model(
-      model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
-    )
+  model = peer_model(lora).eval()
   tokens = torch.randint(3, 4096, (BATCH, PROMPT))
   mask = torch.ones_like(tokens)
 

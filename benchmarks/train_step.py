@@ -84,30 +84,39 @@ def ours(adapter, steps: int) -> dict:
   return measure(step, steps)
 
 
-def peer(_, steps: int) -> dict:
-  """A step of torch + transformers + peft: LoRA."""
+def peer_model(lora: bool):
+  """The model in transformers, and with LoRA from peft if asked for."""
   import peft
-  import torch
   import transformers
 
   config = transformers.LlamaConfig(
-    vocab_size=4096,
-    hidden_size=512,
-    intermediate_size=1408,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=4,
+    vocab_size=SHAPE["vocab_size"],
+    hidden_size=SHAPE["width"],
+    intermediate_size=SHAPE["ff"],
+    num_hidden_layers=SHAPE["depth"],
+    num_attention_heads=SHAPE["heads"],
+    num_key_value_heads=SHAPE["kv_heads"],
     max_position_embeddings=512,
+    eos_token_id=None,
+    pad_token_id=0,
   )
   model = transformers.LlamaForCausalLM(config)
-  names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-  model = peft.get_peft_model(
-    model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
-  )
+  if not lora:
+    return model
+  names = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
+  adapter = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names)
+  return peft.get_peft_model(model, adapter)
+
+
+def peer(_, steps: int) -> dict:
+  """A step of torch + transformers + peft: LoRA."""
+  import torch
+
+  model = peer_model(lora=True)
   model.config.use_cache = False
   trained = [p for p in model.parameters() if p.requires_grad]
   optimiser = torch.optim.AdamW(trained, lr=1e-4)
-  tokens = torch.randint(0, 4096, (BATCH, LENGTH))
+  tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, LENGTH))
 
   def step():
     model(input_ids=tokens, labels=tokens).loss.backward()
