@@ -50,7 +50,7 @@ def main(argv):
     model.params,
     held_out,
     config.data.max_tokens,
-    config.train.batch_size,
+    config.train.batch_size // config.train.accumulate,
   )
   table = {
     "loss [nats/token]": f"{nats:.4f}",

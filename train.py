@@ -77,6 +77,8 @@ def main(argv):
   run = build.adapt(config, base)
   size = adapters.count(run.model.params)
   state = training.init_state(run.trainable, tx)
+  # The weights as they were loaded, and theta's start, need not stay in memory.
+  base, run = base.replace(params=None), run.without_params()
   best = dict(step=-1, loss=float("inf"), waited=0)
   if store.latest is not None:
     state, extra = store.restore(state)
@@ -102,7 +104,7 @@ def main(argv):
     signal.signal(number, lambda number, _: received.append(number))
 
   def save(state):
-    store.save(state, dict(fingerprint=run.fingerprint, best=best))
+    store.save(state, dict(fingerprint=run.fingerprint, best=dict(best)))
 
   def save_adapter(directory, trainable, step):
     meta = dict(format=1, step=step, adapt=cli.to_json(config.adapt), seed=config.seed,
@@ -112,7 +114,11 @@ def main(argv):
   def hold_out(state, step):
     params = partitions.combine(state.trainable, run.frozen)
     value = evaluate.loss(
-      eval_fn, params, data.held_out, config.data.max_tokens, t.batch_size
+      eval_fn,
+      params,
+      data.held_out,
+      config.data.max_tokens,
+      t.batch_size // t.accumulate,
     )
     logs.write(step, eval_loss=value)
     log.note(f"step {step}: held-out loss {value:.4f}")
@@ -133,24 +139,28 @@ def main(argv):
     state, metrics = step_fn(state, run.frozen, batch)
     step += 1
     bar.count(batch["segment"])
-    if step % t.log_every == 0 or step == t.steps:
+    last = step == t.steps
+    logged = step % t.log_every == 0 or last
+    held = (t.eval_every and step % t.eval_every == 0) or last
+    saved = (t.save_every and step % t.save_every == 0) or received
+    if logged or held or saved:
       metrics = {key: float(x) for key, x in metrics.items()}  # waits for the device
       if metrics["bad_step"] >= 0:
-        save(state)
         store.close()
         raise InputError(
           f"the loss or its gradient is not finite at step {metrics['bad_step']:.0f}; "
-          f"the state before it is saved in {workdir}. Lower optim.lr "
-          f"({config.optim.lr}), or start again in another --workdir"
+          f"the last good checkpoint in {workdir} is of step {store.latest}. Lower "
+          f"optim.lr ({config.optim.lr}) and start in another --workdir"
         )
+    if logged:
       lr, loss = float(rate(step - 1)), metrics["loss"]
       speed = bar.show(step, loss, lr)
       logs.write(step, loss=loss, grad_norm=metrics["grad_norm"], lr=lr,
                  tokens_per_s=speed)  # fmt: skip
-    if data.held_out and t.eval_every and step % t.eval_every == 0:
+    if data.held_out and held:
       hold_out(state, step)
       bar.restart()
-    if step % t.save_every == 0 or received:
+    if saved:
       save(state)
     if received:
       store.close()
@@ -159,10 +169,10 @@ def main(argv):
                "run the same command to go on")  # fmt: skip
       sys.exit(128 + received[0])
   bar.close()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL)  # all is saved below; a rerun finishes
 
   # ---- result ------------------------------------------------------------------------
-  if data.held_out and (not t.eval_every or step % t.eval_every):
-    hold_out(state, step)
   save(state)
   store.close()
   kept, trainable = step, state.trainable

@@ -1,7 +1,8 @@
-"""Pretrains the embedded toy model on one-step problems and bare sums.
+r"""Pretrains the embedded toy model on one-step problems and bare sums.
 
 python train.py --config=configs/pretrain_tiny.py
-python -m jaxpeft export --ckpt=runs/pretrain_tiny --out=jaxpeft/assets/tiny
+python -m jaxpeft export --ckpt=runs/pretrain_tiny --dtype=bfloat16 \
+      --out=jaxpeft/assets/tiny
 """
 
 from jaxpeft import config

@@ -10,6 +10,22 @@ from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.data import batches, encode, sources
 from jaxpeft.errors import InputError, unknown
 
+# The least value of options that are counts.
+_LEAST = (
+  ("train", "steps", 1),
+  ("train", "batch_size", 1),
+  ("train", "accumulate", 1),
+  ("train", "log_every", 1),
+  ("train", "eval_every", 0),
+  ("train", "save_every", 0),
+  ("train", "patience", 0),
+  ("data", "max_tokens", 2),
+  ("eval", "limit", 0),
+  ("eval", "loss_limit", 0),
+  ("eval", "batch_size", 1),
+  ("eval", "max_new_tokens", 1),
+)
+
 
 class Run(NamedTuple):
   """An adapted model, split for training."""
@@ -18,6 +34,10 @@ class Run(NamedTuple):
   trainable: Any  # the two partitions of those params
   frozen: Any
   fingerprint: dict[str, list[float]]  # of the frozen partition
+
+  def without_params(self) -> "Run":
+    """The same without the trainable start, so that its memory is free."""
+    return self._replace(trainable=None, model=self.model.replace(params=None))
 
 
 class Data(NamedTuple):
@@ -40,6 +60,9 @@ def check(config, base_model: model.Model):
   Raises:
     InputError: adapters that do not fit the model, or an unknown task or answer rule.
   """
+  for section, name, least in _LEAST:
+    if config[section][name] < least:
+      raise InputError(f"{section}.{name} {config[section][name]} is below {least}")
   rules = adapters.from_config(config.adapt)
   if not rules:
     raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
@@ -102,6 +125,13 @@ def data(config, base_model: model.Model) -> Data:
       f"{base_model.config.max_positions} positions; lower data.max_tokens "
       f"({d.max_tokens}) to cut it"
     )
+  largest = max(int(example.tokens.max()) for example in train.examples)
+  if largest >= base_model.config.vocab_size:
+    raise InputError(
+      f"the tokenizer gives token {largest} "
+      f"({tokenizer.core.id_to_token(largest)!r}), the model has "
+      f"{base_model.config.vocab_size} embeddings; model and tokenizer do not match"
+    )
   made = batches.make(
     train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed
   )
@@ -109,7 +139,22 @@ def data(config, base_model: model.Model) -> Data:
   if d.eval:
     examples, problems, line = held_out(config, tokenizer)
     summary.append(line)
+    _check_prompts(config, base_model, problems)
   return Data(made, examples, problems, summary)
+
+
+def _check_prompts(config, base_model: model.Model, problems):
+  """Refuses problems that the task or the model's length has no room for."""
+  if not config.eval.task:
+    return
+  texts = [tasks.get(config.eval.task).prompt(row) for row in problems]
+  longest = max(len(base_model.tokenizer.encode(text, bos=True)) for text in texts)
+  if longest + config.eval.max_new_tokens > base_model.config.max_positions:
+    raise InputError(
+      f"a prompt of {longest} tokens and eval.max_new_tokens "
+      f"{config.eval.max_new_tokens} exceed the model's "
+      f"{base_model.config.max_positions} positions; lower it, or leave such rows out"
+    )
 
 
 def held_out(config, tokenizer):

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from jaxpeft.errors import InputError
@@ -14,12 +14,15 @@ from jaxpeft.errors import InputError
 
 @contextlib.contextmanager
 def one_clear_line():
-  """Turns InputError into a line on stderr and exit status 2."""
+  """Turns InputError, and what the system refuses, into a line and exit status 2."""
   try:
     yield
-  except InputError as e:
+  except (InputError, OSError) as e:
     print(f"error: {e}", file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print("interrupted; run the same command to go on", file=sys.stderr)
+    sys.exit(130)
 
 
 def config_flag():
@@ -35,12 +38,17 @@ def parse(argv: list[str]):
   Raises:
     InputError: for an unknown flag or key, or a value of another type.
   """
+  app.define_help_flags()
   try:
     rest = flags.FLAGS(argv)
+  except KeyError as e:
+    raise InputError(
+      f"command line: the config has no key {e}; an option of an adapter or optimiser "
+      "that its config file does not name has to be added there first"
+    ) from e
   except (
     flags.Error,
     AttributeError,
-    KeyError,
     TypeError,
     ValueError,
     OSError,
@@ -101,9 +109,7 @@ def read_config(workdir) -> config_dict.ConfigDict:
     values = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError) as e:
     raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
-  return config_dict.ConfigDict(
-    {k: v for k, v in values.items()}, convert_dict=True
-  ).lock()
+  return config_dict.ConfigDict(values, convert_dict=True).lock()
 
 
 def to_json(config) -> dict:

@@ -45,7 +45,7 @@ def base() -> config_dict.ConfigDict:
   c.optim.lr = 1e-3
   c.optim.schedule = "cosine"  # or "linear", "constant"; after the warm-up
   c.optim.warmup = 0.05  # of all steps
-  c.optim.final_lr = 0.0  # of lr, at the last step
+  c.optim.final_lr = 0.0  # of lr, when all steps are done
   c.optim.clip_norm = 1.0  # of the whole gradient; 0 is never
   c.optim.weight_decay = 0.0
   c.optim.options = config_dict.ConfigDict()  # further ones of that optimiser
@@ -60,4 +60,7 @@ def base() -> config_dict.ConfigDict:
   c.eval.top_k = 0  # 0 is off
   c.eval.top_p = 1.0
   c.eval.answer = "strict"  # accuracy by "strict" (#### N) or "flexible" match
+  c.lock()  # a mistyped key is an error, also in a config file
+  c.adapt.unlock()
+  c.optim.options.unlock()
   return c

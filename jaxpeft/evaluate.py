@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from jaxpeft import sample, tasks
 from jaxpeft.data import batches
@@ -38,22 +37,18 @@ def answers(
   texts = [task.prompt(row) for row in rows]
   ids = [model.tokenizer.encode(text, bos=True) for text in texts]
   order = sorted(range(len(rows)), key=lambda i: len(ids[i]))
-  new: dict[int, list[int]] = {}
-  with tqdm.tqdm(total=len(rows), desc=label, unit="problem", leave=False) as bar:
-    for first in range(0, len(rows), batch_size):
-      picked = order[first : first + batch_size]
-      out = sample.generate(
-        model.transformer,
-        model.params,
-        [ids[i] for i in picked],
-        max_new_tokens,
-        model.tokenizer.eos_ids,
-        sampling,
-        seed + first,
-        batch_size,
-      )
-      new |= dict(zip(picked, out, strict=True))
-      bar.update(len(picked))
+  out = sample.generate(
+    model.transformer,
+    model.params,
+    [ids[i] for i in order],
+    max_new_tokens,
+    model.tokenizer.eos_ids,
+    sampling,
+    seed,
+    batch_size,
+    label,
+  )
+  new = dict(zip(order, out, strict=True))
   records = []
   for i, row in enumerate(rows):
     text = task.cut(model.tokenizer.decode(new[i]))

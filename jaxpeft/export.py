@@ -12,7 +12,7 @@ def save_hf(model: Model, directory, dtype: str | None = None):
 
   Args:
     model: adapted or not.
-    directory: where; it appears complete or not at all.
+    directory: where; files of these names are replaced.
     dtype: of the weights; None is the model's.
   """
   dtype = dtype or model.transformer.dtype

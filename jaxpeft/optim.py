@@ -2,6 +2,8 @@
 
 import inspect
 
+import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -72,9 +74,13 @@ def make(
   rate = _schedule(lr, schedule, warmup, final_lr, steps)
   clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   try:
-    return optax.chain(*clip, factory(rate, **options)), rate
-  except (TypeError, ValueError) as e:
-    raise InputError(f"optimiser {name} refuses {options}: {e}") from e
+    tx = optax.chain(*clip, factory(rate, **options))
+    trial = {"w": jnp.ones((2, 2))}
+    jax.eval_shape(lambda t: tx.update(t, tx.init(t), t), trial)
+  except Exception as e:  # whatever it raises, it cannot be used for these steps
+    reason = str(e).strip().split("\n")[0]
+    raise InputError(f"optimiser {name} with {options} does not fit: {reason}") from e
+  return tx, rate
 
 
 _schedule = schedule  # `make` has an argument of that name, as the config has
@@ -86,6 +92,8 @@ def _factories() -> dict:
     for name, f in vars(module).items():
       if inspect.isfunction(f) and not name.startswith("_"):
         first = next(iter(inspect.signature(f).parameters), "")
-        if first == "learning_rate":
+        # Schedule-free ones are evaluated at another point than they train.
+        odd = name.startswith(("scale_by", "schedule_free"))
+        if first == "learning_rate" and not odd:
           found[name] = f
   return found

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from jaxpeft.attention import KV, Where
 from jaxpeft.errors import InputError
@@ -51,6 +52,7 @@ def generate(
   sampling: Sampling = Sampling(),
   seed: int = 0,
   batch_size: int | None = None,
+  label: str | None = None,
 ) -> list[list[int]]:
   """New tokens for each prompt, up to and without the first stop token.
 
@@ -65,6 +67,7 @@ def generate(
     sampling: see `Sampling`.
     seed: of the draws.
     batch_size: rows decoded at once; None is all.
+    label: of a progress bar on a terminal; None is no bar.
   Raises:
     InputError: an empty prompt, or more tokens than the model has positions.
   """
@@ -81,7 +84,9 @@ def generate(
   batch_size = batch_size or max(1, len(prompts))
   keys = jax.random.split(jax.random.key(seed), max(1, len(prompts)))
   out = []
-  for first in range(0, len(prompts), batch_size):
+  starts = range(0, len(prompts), batch_size)
+  hidden = None if label else True  # None: hidden unless on a terminal
+  for first in tqdm.tqdm(starts, label, unit="batch", leave=False, disable=hidden):
     rows = prompts[first : first + batch_size]
     tokens = np.zeros((batch_size, bucket(max(map(len, rows)))), np.int32)
     length = np.zeros(batch_size, np.int32)  # 0 marks the rows that only fill a batch

@@ -14,6 +14,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 _SKETCHES = 4  # numbers per leaf
@@ -112,11 +113,12 @@ def _digest(w) -> str:
 
 def _write(path: pathlib.Path, arrays: dict):
   """Writes all or nothing; a cache that cannot be written is done without."""
+  name = path.with_suffix(".none")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     safetensors.numpy.save_file(arrays, name)
     os.replace(name, path)
-  except OSError:
-    return
+  except (OSError, safetensors.SafetensorError):
+    pathlib.Path(name).unlink(missing_ok=True)

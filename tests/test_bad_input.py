@@ -38,6 +38,16 @@ CASES = {  # what is typed after the script, and what the line must say
   "no match": (["train.py", C, "--config.adapt.main.match=layer/.*"], "matches none"),
   "two rules": (["train.py", "--config={tmp}/two.py"], "make them disjoint"),
   "adapter option": (["train.py", "--config={tmp}/option.py"], "option of LoRA"),
+  "typo in a file": (["train.py", "--config={tmp}/typo.py"], "stepz"),
+  "option type": (["train.py", "--config={tmp}/type.py"], "of type int"),
+  "key of an adapter": (["train.py", C, "--config.adapt.main.gate=True"], "gate"),
+  "no steps": (["train.py", C, "--config.train.steps=0"], "train.steps 0"),
+  "not a problem": (
+    ["train.py", C, "--config.data.eval={tmp}/good.jsonl"],
+    "eval.task",
+  ),
+  "long answers": (["train.py", C, "--config.eval.max_new_tokens=2000"], "positions"),
+  "lbfgs": (["train.py", C, "--config.optim.name=lbfgs"], "lbfgs"),
   "no adapter": (["train.py", "--config={tmp}/none.py"], "config.adapt is empty"),
   "optimiser": (["train.py", C, "--config.optim.name=adamm"], "optim.name"),
   "schedule": (["train.py", C, "--config.optim.schedule=step"], "optim.schedule"),
@@ -68,6 +78,7 @@ def tmp(tmp_path_factory):
   tmp = tmp_path_factory.mktemp("bad")
   (tmp / "bad.jsonl").write_text(BAD_ROW)
   (tmp / "empty.jsonl").write_text("\n")
+  (tmp / "good.jsonl").write_text(BAD_ROW.split("\n")[0] + "\n")
   start = "from jaxpeft import config\n\ndef get_config():\n  c = config.base()\n"
   lora = '  c.adapt.{} = dict(name="LoRA", match="{}"{})\n'
   one = lora.format("a", ".*/attn/.*", "")
@@ -75,6 +86,8 @@ def tmp(tmp_path_factory):
     "two": one + lora.format("b", ".*/q", ""),
     "option": lora.format("a", ".*/q", ", rang=3"),
     "none": "",
+    "typo": one + "  c.train.stepz = 5\n",
+    "type": lora.format("a", ".*/q", ', rank="8"'),
   }.items():
     (tmp / f"{name}.py").write_text(f"{start}{text}  return c\n")
   (tmp / "run").mkdir()

@@ -1,5 +1,6 @@
 """Adapters: this namespace is the registry; a method is one file and its import."""
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Mapping
@@ -57,10 +58,15 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
     name, pattern = fields.pop("name"), fields.pop("match")
     if name not in METHODS:
       raise unknown(f"method in {where}.name", name, METHODS)
-    known = [f for f in METHODS[name].__dataclass_fields__ if f != "dims"]
-    for field in fields:
+    known = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
+    for field, value in fields.items():
       if field not in known:
         raise unknown(f"option of {name} in {where}", field, known)
+      default = known[field]
+      number = isinstance(default, float) and type(value) is int
+      if default is not None and type(value) is not type(default) and not number:
+        kind = type(default).__name__
+        raise InputError(f"{where}.{field} must be of type {kind}, not {value!r}")
     if pattern in rules:
       raise InputError(f"two entries of config.adapt match {pattern!r}; keep one")
     rules[pattern] = METHODS[name](**fields)

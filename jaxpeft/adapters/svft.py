@@ -63,7 +63,7 @@ class SVFT(Adapter):
 
   def check(self, path, shape):
     """Refuses a rank or a band that the weight is too small for."""
-    n = self.rank or min(shape)
+    n = min(shape) if self.rank is None else self.rank
     if not 1 <= n <= min(shape):
       raise InputError(
         f"rank {self.rank} is not between 1 and min(in, out) = {min(shape)} of "
@@ -82,7 +82,7 @@ class SVFT(Adapter):
 
   def init(self, key, w):
     """frozen factors (and w, see keep_base), theta m [entries]."""
-    n = self.rank or min(w.shape)
+    n = min(w.shape) if self.rank is None else self.rank
     u, s, vt = svd.svd(w)
     exact = n == min(w.shape) and w.dtype == jnp.float32
     keep = not exact if self.keep_base is None else self.keep_base

@@ -31,6 +31,8 @@ def save(directory, trainable, meta: dict):
   flat = {k: np.asarray(x) for k, x in partitions.flatten(trainable).items()}
   safetensors.numpy.save_file(flat, tmp / _THETA)
   (tmp / _META).write_text(json.dumps(meta, indent=1) + "\n")
+  tmp.chmod(0o755)  # temporary directories are private
+  (tmp / _THETA).chmod(0o644)
   if directory.exists():
     old = pathlib.Path(tempfile.mkdtemp(dir=directory.parent, prefix=".adapter-"))
     os.replace(directory, old)

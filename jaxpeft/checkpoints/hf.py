@@ -119,7 +119,7 @@ def load(directory, config: ModelConfig, dtype: str, groups: tuple[int, ...] = (
 def save(directory, config: ModelConfig, params, tokenizer=None):
   """Writes plain parameters as a model directory that transformers opens.
 
-  All or nothing: the files appear under `directory` only when all are written.
+  All is written beside `directory` first, and then moved into it file by file.
 
   Args:
     directory: to be made, or to be replaced file by file.
@@ -198,10 +198,14 @@ def _files(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, list[int]]]
   """{tensor: (file, shape)} of a model directory."""
   index = directory / "model.safetensors.index.json"
   if index.exists():
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+      raise InputError(f"{index} is no index of shards: {e}") from e
     paths = [directory / name for name in names]
   else:
-    paths = sorted(directory.glob("*.safetensors"))
+    one = directory / "model.safetensors"
+    paths = [one] if one.exists() else sorted(directory.glob("*.safetensors"))
   if not paths:
     raise InputError(f"no .safetensors in {directory}; other formats are not read")
   found = {}

@@ -41,6 +41,8 @@ def from_hf(hf: dict, place: str = "config.json") -> ModelConfig:
   Raises:
     InputError: an unsupported model_type, field or value, named.
   """
+  if not isinstance(hf, dict):
+    raise InputError(f"{place} holds no JSON object")
   family = hf.get("model_type")
   if family not in FAMILIES:
     raise unknown(f"model_type in {place}", family, FAMILIES)
@@ -78,7 +80,10 @@ def from_hf(hf: dict, place: str = "config.json") -> ModelConfig:
       final_softcap=hf.get("final_logit_softcapping", 30.0),
     )
   facts |= _rope(hf, place) | dict(windows=_windows(hf, family, place))
-  return ModelConfig(**{"family": family} | FAMILIES[family] | facts)
+  try:
+    return ModelConfig(**{"family": family} | FAMILIES[family] | facts)
+  except ValueError as e:
+    raise InputError(f"{place}: {e}") from e
 
 
 def to_hf(c: ModelConfig, dtype: str) -> dict:

@@ -40,7 +40,7 @@ def to_arrays(rows: list[list[Example]], max_tokens: int) -> dict[str, np.ndarra
   Returns:
     tokens, targets int32: the target of a token is the next one of its example.
     weights float32: 1 where the target is supervised.
-    position, segment int32: see `transformer.Where`.
+    position, segment int32: see `attention.Where`.
   """
   shape = (len(rows), max_tokens)
   out = {

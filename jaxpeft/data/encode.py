@@ -77,7 +77,10 @@ def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Enc
 def _encode_row(row, tokenizer, place: str):
   form = sources.format_of(row, place)
   if form == "messages":
-    return tokenizer.chat(row["messages"])
+    try:
+      return tokenizer.chat(row["messages"])
+    except InputError as e:
+      raise InputError(f"{place}: {e}") from e
   prompt, completion = sources.prompt_and_completion(row, form)
   prompt = tokenizer.encode(prompt, bos=True)
   completion = tokenizer.encode(completion) + list(tokenizer.eos_ids[:1])

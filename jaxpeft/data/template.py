@@ -3,10 +3,10 @@
 A template that marks the assistant's words with {% generation %} says so itself. The
 stock ones do not, and a mask from them would be all zero without a word: for these,
 the conversation is rendered up to before and after each answer, and what an answer
-added to the text is its own.
+added to the text is its own. Templates do not learn today's date: a resumed run would
+train on other tokens.
 """
 
-import datetime
 import json
 
 import jinja2
@@ -51,12 +51,11 @@ def render(source: str, messages, generation_prompt: bool, special: dict) -> str
   )
   env.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
   env.globals["raise_exception"] = refuse
-  env.globals["strftime_now"] = lambda f: datetime.datetime.now().strftime(f)
   try:
     return env.from_string(source).render(
       messages=messages, add_generation_prompt=generation_prompt, **special
     )
-  except jinja2.TemplateError as e:
+  except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as e:
     raise InputError(f"the chat template refuses the conversation: {e}") from e
 
 
@@ -72,6 +71,8 @@ def chat(tokenizer, messages, generation_prompt: bool = False):
       answer added cannot be told.
   """
   source, special = tokenizer.chat_template, tokenizer.special
+  if any(mark in m["content"] for m in messages for mark in (_OPEN, _CLOSE)):
+    raise InputError("a message contains U+E000 or U+E001, which mark answers here")
   text = render(source, messages, generation_prompt, special)
   if _OPEN in text:
     spans = _marked(text)
@@ -79,10 +80,14 @@ def chat(tokenizer, messages, generation_prompt: bool = False):
     spans = _added(source, messages, text, special)
   text = text.replace(_OPEN, "").replace(_CLOSE, "")
   encoding = tokenizer.core.encode(text, add_special_tokens=False)
-  supervised = [
-    any(start < end and a < end and start < b for a, b in spans)
-    for start, end in encoding.offsets
-  ]
+  supervised = [False] * len(encoding.ids)
+  for a, b in spans:
+    touched = [
+      i for i, (start, end) in enumerate(encoding.offsets) if a < end and start < b
+    ]
+    # All between the first and the last: a tokenizer may give a space no characters.
+    for i in range(touched[0], touched[-1] + 1) if touched else ():
+      supervised[i] = True
   return encoding.ids, supervised
 
 

@@ -79,17 +79,19 @@ def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
     raise InputError(f"no tokenizer.json in {directory}; slow tokenizers are not read")
   try:
     core = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    config, names, generation = (
+      json.loads(files.get(f"{name}.json", b"{}"))
+      for name in ("tokenizer_config", "special_tokens_map", "generation_config")
+    )
   except Exception as e:
     raise InputError(f"cannot read the tokenizer in {directory}: {e}") from e
-  names = json.loads(files.get("special_tokens_map.json", b"{}")) | config
+  names = names | config
   special = {
     k: v["content"] if isinstance(v, dict) else v
     for k, v in names.items()
     if k.endswith("_token") and isinstance(v, str | dict)
   }
   ids = {k: core.token_to_id(v) for k, v in special.items()}
-  generation = json.loads(files.get("generation_config.json", b"{}"))
   more = generation.get("eos_token_id") or ()
   more = (more,) if isinstance(more, int) else tuple(more)
   ends = [i for i in (ids.get("eos_token"), *eos_ids, *more) if i is not None]
