@@ -192,6 +192,18 @@ def train(workdir, *args, config="svft_banded", **kwargs):
   return run("train.py", config, f"--workdir={workdir}", *QUICK, *args, **kwargs)
 
 
+def start(workdir):
+  """train.py in the background, to be killed or stopped."""
+  args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
+  return subprocess.Popen(
+    command("train.py", *args),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
 def lines(workdir, timeless=True):
   """metrics.jsonl, without what depends on the clock."""
   text = (workdir / "metrics.jsonl").read_text()
@@ -262,13 +274,7 @@ def test_load_run_is_the_adapted_model(finished):
 def test_a_run_killed_while_it_saves_resumes(finished, tmp_path):
   """SIGKILL as soon as Orbax has begun to write a checkpoint."""
   workdir = tmp_path / "saving"
-  args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
-  process = subprocess.Popen(
-    command("train.py", *args),
-    cwd=ROOT,
-    stderr=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-  )
+  process = start(workdir)
   clock = time.time()
   while process.poll() is None and time.time() - clock < 240:
     if list((workdir / "checkpoints").glob("*tmp*")):
@@ -289,13 +295,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_was_not(finished, tmp_path):
   rng = np.random.default_rng(os.getpid())
   marks = sorted(rng.choice(np.arange(2, 12), 3, replace=False).tolist())
   for mark in marks:
-    args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
-    process = subprocess.Popen(
-      command("train.py", *args),
-      cwd=ROOT,
-      stderr=subprocess.DEVNULL,
-      stdout=subprocess.DEVNULL,
-    )
+    process = start(workdir)
     wait_for(workdir, mark, process)
     time.sleep(rng.random() * 0.3)
     process.send_signal(signal.SIGKILL)
@@ -321,10 +321,7 @@ def wait_for(workdir, step, process, limit=240):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, number):
   workdir = tmp_path / "stopped"
-  args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
-  process = subprocess.Popen(
-    command("train.py", *args), cwd=ROOT, stderr=subprocess.PIPE, text=True
-  )
+  process = start(workdir)
   wait_for(workdir, 2, process)
   process.send_signal(number)
   stderr = process.communicate()[1]
