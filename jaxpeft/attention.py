@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 EVERYWHERE = 1 << 30  # a window that no position leaves
 _MASKED = -2.0e38  # finite: a row without any key must not become NaN
@@ -76,7 +77,8 @@ def _forward(scale, cap, q, kv, places):
     # Dividing the [T, N] sums instead of the [T, S] weights is the same, and cheaper.
     outs.append((_split_sum(_weigh, p, [v for _, v in kvi]) / total).astype(q.dtype))
     lses.append(top + jnp.log(total))
-  out, lse = jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)
+  out = checkpoint_name(jnp.concatenate(outs, 3), "product")
+  lse = checkpoint_name(jnp.concatenate(lses, 3), "product")
   return out, (q, kv, places, out, lse)
 
 

@@ -17,7 +17,7 @@ def base() -> config_dict.ConfigDict:
   c.model.source = "embedded"  # or a directory, a hub id "org/name", or "init:SHAPE"
   c.model.dtype = "float32"  # of the frozen weights and the matmuls; or "bfloat16"
   c.model.groups = ()  # layers per scan, e.g. (24, 8); () is all in one
-  c.model.remat = "none"  # or "layer": recompute layers in the backward pass
+  c.model.remat = "products"  # kept for the backward pass; or "none": all; "layer": x
 
   # name -> {name: a method, match: regex of whole paths, and the method's options}
   c.adapt = config_dict.ConfigDict()

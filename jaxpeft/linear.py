@@ -11,6 +11,7 @@ The transformer calls these functions only, so it knows no adapter and no quanti
 import flax.linen as nn
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 
 def is_array(w) -> bool:
@@ -19,8 +20,11 @@ def is_array(w) -> bool:
 
 
 def linear(x, w):
-  """x [..., in] times the weight w [in, out], in x's dtype."""
-  return matmul(x, w) if is_array(w) else w.matmul(x)
+  """x [..., in] times the weight w [in, out], in x's dtype.
+
+  Named "product", for rematerialisation that keeps products (`transformer.REMAT`).
+  """
+  return checkpoint_name(matmul(x, w) if is_array(w) else w.matmul(x), "product")
 
 
 @jax.custom_vjp

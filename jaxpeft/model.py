@@ -12,7 +12,7 @@ from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
 from jaxpeft.data import tokenizer as tokenizers
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.transformer import ModelConfig, Transformer, layer_groups
+from jaxpeft.transformer import REMAT, ModelConfig, Transformer, layer_groups
 
 DTYPES = ("float32", "bfloat16")
 
@@ -82,7 +82,7 @@ def load(
   source: str = "embedded",
   dtype: str = "bfloat16",
   groups: tuple[int, ...] = (),
-  remat: str = "none",
+  remat: str = "products",
   seed: int = 0,
 ) -> Model:
   """A model by name.
@@ -92,15 +92,15 @@ def load(
       "init:SHAPE", a shape of `zoo.SHAPES` with random weights and the toy's tokenizer.
     dtype: "float32" or "bfloat16", of weights and matmuls.
     groups: layers per scan, summing to the depth; () is one scan.
-    remat: "none", or "layer".
+    remat: what the backward pass computes again; a key of `transformer.REMAT`.
     seed: of random weights.
   Raises:
     InputError: what cannot be found, read or is not supported.
   """
   if dtype not in DTYPES:
     raise unknown("model.dtype", dtype, DTYPES)
-  if remat not in ("none", "layer"):
-    raise unknown("model.remat", remat, ("none", "layer"))
+  if remat not in REMAT:
+    raise unknown("model.remat", remat, REMAT)
   directory = assets.TINY
   if source.startswith("init:"):
     name = source.removeprefix("init:")

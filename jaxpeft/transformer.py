@@ -64,13 +64,13 @@ class Transformer(nn.Module):
   Attributes:
     config: the architecture.
     groups: layers per scan, summing to depth; () is one scan over all.
-    remat: "none", or "layer": recompute each layer in the backward pass.
+    remat: what of a layer the backward pass computes again; a key of REMAT.
     dtype: of activations and matmuls; norms, softmax and logits are float32.
   """
 
   config: ModelConfig
   groups: tuple[int, ...] = ()
-  remat: str = "none"
+  remat: str = "products"
   dtype: str = "float32"
 
   @nn.compact
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
     for i, depth in enumerate(layer_groups(self.groups, c.depth)):
       windows = np.array(c.windows[first : first + depth] or [EVERYWHERE] * depth)
       body = nn.scan(
-        _remat(self.remat),
+        REMAT[self.remat],
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0, 0),
@@ -164,6 +164,19 @@ class Block(nn.Module):
     h = add_bias(linear(h, mlp["down"]), bias.get("down"))
     x = x + (rms_norm(h, norm["mlp_post"], c) if c.post_norms else h)
     return x, ((k, v) if self.keep_kv else None)
+
+
+# What to keep of a layer for the backward pass, which computes the rest again: all;
+# what comes out of products with weights and out of attention; or the layer's input.
+REMAT = {
+  "none": Block,
+  "products": nn.remat(
+    Block,
+    prevent_cse=False,
+    policy=jax.checkpoint_policies.save_only_these_names("product"),
+  ),
+  "layer": nn.remat(Block, prevent_cse=False),
+}
 
 
 def rope(position, c: ModelConfig):
@@ -262,11 +275,6 @@ def layer_names(params) -> list[str]:
   """The names of the groups in a parameter tree, in the order of the layers."""
   names = [name for name in params if name.startswith("layers_")]
   return sorted(names, key=lambda name: int(name.removeprefix("layers_")))
-
-
-def _remat(name: str):
-  """The block class, with its recomputation policy."""
-  return {"none": Block, "layer": nn.remat(Block, prevent_cse=False)}[name]
 
 
 def _norm_shapes(c: ModelConfig):

@@ -435,6 +435,30 @@ def test_step_costs_what_the_split_form_costs(model):
   assert ours < 0.85 * whole
 
 
+@pytest.mark.parametrize(
+  "adapter", [jaxpeft.LoRA(rank=4), jaxpeft.SVFT(), jaxpeft.Full()]
+)
+def test_remat_of_products_frees_memory_and_repeats_no_product(adapter, model):
+  params = jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0))
+  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
+  x = np.ones((4, 64), np.int32)
+
+  def compiled(remat):
+    net = model.transformer.clone(remat=remat)
+
+    def value(t):
+      return net.apply({"params": jaxpeft.combine(t, frozen)}, x).sum()
+
+    return jax.jit(jax.grad(value)).lower(trainable).compile()
+
+  bytes_, dots = {}, {}
+  for remat in ("none", "products", "layer"):
+    bytes_[remat] = compiled(remat).memory_analysis().temp_size_in_bytes
+    dots[remat] = compiled(remat).as_text().count(" dot(")
+  assert bytes_["layer"] < bytes_["products"] < bytes_["none"]
+  assert dots["none"] == dots["products"] < dots["layer"]
+
+
 def test_a_weight_node_is_multiplied_by_its_own_rule():
   node = jaxpeft.Adapted(
     *jaxpeft.LoRA().init(jax.random.key(0), weight((24, 40))), jaxpeft.LoRA()

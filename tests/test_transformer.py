@@ -95,7 +95,8 @@ def test_groups_of_layers_give_the_same_logits(name, groups, tmp_path):
   np.testing.assert_allclose(several(x), one, atol=1e-5)
 
 
-def test_remat_changes_no_gradient():
+@pytest.mark.parametrize("remat", ["products", "layer"])
+def test_remat_changes_no_gradient(remat):
   model = jaxpeft.load("embedded", dtype="float32")
   x = jnp.asarray(tokens((2, 16)))
 
@@ -108,7 +109,7 @@ def test_remat_changes_no_gradient():
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()),
     grads("none"),
-    grads("layer"),
+    grads(remat),
   )
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxpeft.linear import dense, matmul
+from jaxpeft.linear import dense, linear
 
 
 class Adapter:
@@ -58,7 +58,7 @@ def is_adapted(node) -> bool:
 
 def low_rank(x, a, b):
   """(x @ a) @ b in x's dtype: x [..., in], a [in, r], b [r, out]."""
-  return matmul(matmul(x, a), b)
+  return linear(linear(x, a), b)
 
 
 def float32(w):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Adapter
-from jaxpeft.linear import matmul
+from jaxpeft.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Full(Adapter):
   def apply(self, x, frozen, theta):
     """x @ w."""
     del frozen
-    return matmul(x, theta["w"])
+    return linear(x, theta["w"])
 
   def merge(self, frozen, theta):
     """The weight itself."""
