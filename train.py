@@ -82,7 +82,7 @@ def main(argv):
   best = dict(step=-1, loss=float("inf"), waited=0)
   if store.latest is not None:
     state, extra = store.restore(state)
-    adapter_files.check_base(extra["fingerprint"], run.fingerprint, workdir)
+    adapter_files.check_base(extra["fingerprint"], run.meta["fingerprint"], workdir)
     best = extra["best"]
     log.note(f"resuming {workdir} at step {int(state.step)}")
 
@@ -104,12 +104,10 @@ def main(argv):
     signal.signal(number, lambda number, _: received.append(number))
 
   def save(state):
-    store.save(state, dict(fingerprint=run.fingerprint, best=dict(best)))
+    store.save(state, dict(fingerprint=run.meta["fingerprint"], best=dict(best)))
 
   def save_adapter(directory, trainable, step):
-    meta = dict(format=1, step=step, adapt=cli.to_json(config.adapt), seed=config.seed,
-                base=config.model.source, fingerprint=run.fingerprint)  # fmt: skip
-    adapter_files.save(workdir / directory, trainable, meta)
+    adapter_files.save(workdir / directory, trainable, run.meta | dict(step=step))
 
   def hold_out(state, step):
     params = partitions.combine(state.trainable, run.frozen)
@@ -178,7 +176,7 @@ def main(argv):
   kept, trainable = step, state.trainable
   if t.keep_best and best["step"] >= 0:
     kept = best["step"]
-    trainable = adapter_files.load(workdir / "best", trainable, run.fingerprint)
+    trainable = adapter_files.load(workdir / "best", trainable, run.meta["fingerprint"])
   save_adapter("adapter", trainable, kept)
   live = report.live_peak_bytes(jax.local_devices()[0])
   final = dict(

@@ -3,10 +3,11 @@
 import importlib
 
 _WHERE = {
-  "adapters": "SVFT Adapted Adapter Full LoRA adapt count merge",
+  "adapters": "DoRA Full IA3 LoRA LoRAXS MiLoRA NoRA OLoRA PiSSA SVF SVFT VeRA "
+  "Adapted Adapter adapt count merge",
   "build": "load_run",
   "errors": "InputError",
-  "export": "save_hf",
+  "export": "load_adapter save_adapter save_hf",
   "model": "Model load shapes",
   "partitions": "combine partition trainable_mask",
   "transformer": "ModelConfig Transformer",

@@ -55,12 +55,13 @@ def doctor(_):
 
 
 def export(args):
-  """Writes a run's merged model for transformers."""
-  import jaxpeft
+  """Writes a run's model or adapter for others, once it is found to be the same."""
+  from jaxpeft import parity
 
-  model = jaxpeft.load_run(args.ckpt)
-  jaxpeft.save_hf(model, args.out, args.dtype)
-  print(f"wrote {args.out}: {model.name} with {args.ckpt} merged")
+  report = parity.export_run(
+    args.ckpt, args.format, args.out, args.dtype, args.rank, args.tolerance
+  )
+  print(f"wrote {args.out}: {report}")
 
 
 def main():
@@ -70,9 +71,15 @@ def main():
   commands.add_parser("doctor", help=doctor.__doc__).set_defaults(run=doctor)
   out = commands.add_parser("export", help=export.__doc__)
   out.add_argument("--ckpt", required=True, help="a run's directory")
-  out.add_argument("--format", choices=("hf",), default="hf")
+  out.add_argument("--format", choices=("hf", "peft"), default="hf")
   out.add_argument("--out", required=True, help="directory to write")
-  out.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
+  out.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), help="hf: of the weights"
+  )
+  out.add_argument("--rank", type=int, help="peft: of the nearest LoRA, where needed")
+  out.add_argument(
+    "--tolerance", type=float, help="largest difference of logits; see the message"
+  )
   out.set_defaults(run=export)
   args = parser.parse_args()
   with cli.one_clear_line():

@@ -33,7 +33,7 @@ class Run(NamedTuple):
   model: model.Model  # its params are adapted
   trainable: Any  # the two partitions of those params
   frozen: Any
-  fingerprint: dict[str, list[float]]  # of the frozen partition
+  meta: dict  # of the adapter's file, with the frozen partition's fingerprint
 
   def without_params(self) -> "Run":
     """The same without the trainable start, so that its memory is free."""
@@ -85,15 +85,17 @@ def adapt(config, base_model: model.Model) -> Run:
   params = adapters.adapt(base_model.params, rules, key)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   mark = svd.fingerprint(partitions.flatten(frozen))
-  return Run(base_model.replace(params=params), trainable, frozen, mark)
+  meta = adapter_files.describe(params, key, mark) | dict(base=config.model.source)
+  return Run(base_model.replace(params=params), trainable, frozen, meta)
 
 
-def load_run(workdir, config=None) -> model.Model:
+def load_run(workdir, config=None, base_model=None) -> model.Model:
   """The adapted model that a training run left: the adapter it kept, on its base.
 
   Args:
     workdir: a run's directory.
     config: its config, if parts were changed; None reads it.
+    base_model: its base, if at hand.
   Raises:
     InputError: no run, not finished, or its base is not the one it was trained on.
   """
@@ -104,8 +106,8 @@ def load_run(workdir, config=None) -> model.Model:
       f"{workdir} has no adapter/: its training is not finished; "
       "run the same train.py command to go on"
     )
-  run = adapt(config, base(config))
-  trainable = adapter_files.load(folder, run.trainable, run.fingerprint)
+  run = adapt(config, base_model or base(config))
+  trainable = adapter_files.load(folder, run.trainable, run.meta["fingerprint"])
   return run.model.replace(params=partitions.combine(trainable, run.frozen))
 
 

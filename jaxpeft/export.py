@@ -1,9 +1,14 @@
-"""A model out of jaxpeft: merged, as safetensors that transformers opens."""
+"""A model or an adapter out of jaxpeft, and an adapter in."""
+
+import pathlib
 
 import jax
+import jax.numpy as jnp
 
-from jaxpeft import adapters
-from jaxpeft.checkpoints import hf
+from jaxpeft import adapters, partitions, svd
+from jaxpeft.checkpoints import adapter as own
+from jaxpeft.checkpoints import hf, peft
+from jaxpeft.errors import InputError, unknown
 from jaxpeft.model import Model
 
 
@@ -18,3 +23,57 @@ def save_hf(model: Model, directory, dtype: str | None = None):
   dtype = dtype or model.transformer.dtype
   params = jax.tree.map(lambda x: x.astype(dtype), adapters.merge(model.params, dtype))
   hf.save(directory, model.config, params, model.tokenizer)
+
+
+def save_adapter(
+  params,
+  directory,
+  format: str = "jaxpeft",
+  *,
+  key=None,
+  base=None,
+  rank: int | None = None,
+  base_name: str = "",
+) -> dict[str, float]:
+  """Writes what `adapt` and training added to a base.
+
+  Args:
+    params: an adapted tree.
+    directory: where.
+    format: "jaxpeft", every method, as small as its theta; or "peft", which Hugging
+      Face PEFT opens; see `checkpoints.peft.save`.
+    key: the one that `adapt` was given, for "jaxpeft"; loading makes the same frozen
+      factors with it, and is refused where they differ.
+    base, rank, base_name: for "peft", see there.
+  Returns:
+    {path: relative error of the update}; all 0 but for conversions to a lower rank.
+  """
+  if format == "peft":
+    return peft.save(directory, params, base, rank, base_name)
+  if format != "jaxpeft":
+    raise unknown("format", format, ("jaxpeft", "peft"))
+  trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
+  mark = svd.fingerprint(partitions.flatten(frozen))
+  own.save(directory, trainable, own.describe(params, key, mark))
+  return dict.fromkeys(adapters.describe(params), 0.0)
+
+
+def load_adapter(params, directory):
+  """A base's `params` with the adapter in a directory: jaxpeft's format, or PEFT's.
+
+  Raises:
+    InputError: damaged files, or an adapter of another base.
+  """
+  directory = pathlib.Path(directory)
+  if (directory / peft.CONFIG).exists():
+    return peft.load(directory, params)
+  meta = own.read_meta(directory)
+  try:
+    rules = adapters.from_description(meta["adapters"])
+    key = jax.random.wrap_key_data(jnp.array(meta["key"], jnp.uint32))
+  except (KeyError, TypeError, ValueError) as e:
+    raise InputError(f"{directory} does not say which adapters it holds: {e}") from e
+  adapted = adapters.adapt(params, rules, key)
+  trainable, frozen = partitions.partition(adapted, partitions.trainable_mask(adapted))
+  mark = svd.fingerprint(partitions.flatten(frozen))
+  return partitions.combine(own.load(directory, trainable, mark), frozen)

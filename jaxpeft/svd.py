@@ -5,6 +5,7 @@ meaning with them: theta trained on one set of factors is wrong on another. So s
 are fixed here, and the factors a run was trained on are recognised by `fingerprint`.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -50,6 +51,55 @@ def exact(w):
   """The SVD of `svd`, as a pure function."""
   u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
   return canonical_signs(u, s, vt)
+
+
+def leading(key, w, rank: int, iterations: int | None = None):
+  """The `rank` leading triplets (u, s, vt): exact, or randomised with `iterations`."""
+  if iterations is None:
+    u, s, vt = svd(w)
+    return u[:, :rank], s[:rank], vt[:rank]
+  return randomised(key, w, rank, iterations)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def randomised(key, w, rank: int, iterations: int = 4, oversample: int = 0):
+  """Approximate leading triplets by subspace iteration, in O(in out rank).
+
+  As torch.svd_lowrank has it: a random basis, `iterations` rounds of products with w
+  and its transpose with a QR each, and the exact SVD within that basis. Source: Halko
+  et al. 2011, algorithms 4.4 and 5.1.
+
+  Args:
+    key: of the basis.
+    w: float[in, out].
+    rank: triplets.
+    iterations: more are nearer to the exact ones where singular values decay slowly.
+    oversample: further columns of the basis, dropped at the end; 0 as in torch.
+  Returns:
+    u float32[in, rank], s float32[rank] descending, vt float32[rank, out], with
+    canonical signs.
+  """
+  w = w.astype(jnp.float32)
+  if w.shape[0] < w.shape[1]:  # the taller way round has the smaller QRs at the end
+    u, s, vt = _within(key, w.T, rank, iterations, oversample)
+    u, vt = vt.T, u.T
+  else:
+    u, s, vt = _within(key, w, rank, iterations, oversample)
+  return canonical_signs(u, s, vt)
+
+
+def _within(key, w, rank, iterations, oversample):
+  """The SVD of w within a basis found by subspace iteration."""
+  columns = min(rank + oversample, *w.shape)
+  basis = jax.random.normal(key, (w.shape[1], columns))
+  q = jnp.linalg.qr(w @ basis)[0]
+  for _ in range(iterations):
+    q = jnp.linalg.qr(w.T @ q)[0]
+    q = jnp.linalg.qr(w @ q)[0]
+  # w is about q (q' w) = q (r' p'), r small: only its SVD is needed.
+  p, r = jnp.linalg.qr(w.T @ q)
+  u, s, vt = jnp.linalg.svd(r.T, full_matrices=False)
+  return (q @ u)[:, :rank], s[:rank], (vt @ p.T)[:rank]
 
 
 def canonical_signs(u, s, vt):

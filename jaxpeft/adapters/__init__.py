@@ -11,28 +11,41 @@ import jax.numpy as jnp
 import tqdm
 
 from jaxpeft.adapters.base import Adapted, Adapter, is_adapted
+from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.full import Full
+from jaxpeft.adapters.ia3 import IA3
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.lora_xs import LoRAXS
+from jaxpeft.adapters.milora import MiLoRA
+from jaxpeft.adapters.nora import NoRA
+from jaxpeft.adapters.olora import OLoRA
+from jaxpeft.adapters.pissa import PiSSA
+from jaxpeft.adapters.svf import SVF
 from jaxpeft.adapters.svft import SVFT
+from jaxpeft.adapters.vera import VeRA
 from jaxpeft.errors import InputError, unknown
 
-METHODS = {method.__name__: method for method in (Full, LoRA, SVFT)}
+METHODS = {
+  method.__name__: method
+  for method in (
+    DoRA,
+    Full,
+    IA3,
+    LoRA,
+    LoRAXS,
+    MiLoRA,
+    NoRA,
+    OLoRA,
+    PiSSA,
+    SVF,
+    SVFT,
+    VeRA,
+  )
+}
 
-__all__ = [
-  "METHODS",
-  "SVFT",
-  "Adapted",
-  "Adapter",
-  "Count",
-  "Full",
-  "LoRA",
-  "adapt",
-  "count",
-  "from_config",
-  "is_adapted",
-  "match",
-  "merge",
-]
+__all__ = [*METHODS, "METHODS", "Adapted", "Adapter", "Count", "adapt", "count"]
+__all__ += ["describe", "from_config", "from_description", "is_adapted", "is_stacked"]
+__all__ += ["match", "merge"]
 
 
 class Count(NamedTuple):
@@ -73,6 +86,20 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
   return rules
 
 
+def describe(params) -> dict[str, dict]:
+  """{path: {"name": method, its options}} of an adapted tree, for JSON."""
+  return {
+    path: dict(name=type(node.adapter).__name__) | dataclasses.asdict(node.adapter)
+    for path, node in _leaves(params).items()
+    if is_adapted(node)
+  }
+
+
+def from_description(description: Mapping) -> dict[str, Adapter]:
+  """The rules for `adapt` that give what `describe` was given."""
+  return from_config({p: d | dict(match=re.escape(p)) for p, d in description.items()})
+
+
 def match(params, rules: Mapping[str, Adapter]) -> dict[str, Adapter]:
   """{path: adapter} of the leaves that the rules (regex of the whole path) name.
 
@@ -100,7 +127,7 @@ def match(params, rules: Mapping[str, Adapter]) -> dict[str, Adapter]:
         )
       if is_adapted(leaf):
         raise InputError(f"{path} is adapted already; merge first, or adapt the base")
-      shape = leaf.shape[_stacked(path) :]
+      shape = leaf.shape[is_stacked(path) :]
       if adapter.matrix_only and len(shape) != 2:
         raise InputError(
           f"{type(adapter).__name__} takes matrices, but rule {pattern!r} matches "
@@ -123,7 +150,7 @@ def adapt(params, rules: Mapping[str, Adapter], key):
   """
   found = match(params, rules)
   leaves = _leaves(params)
-  layers = sum(leaves[p].shape[0] if _stacked(p) else 1 for p in found)
+  layers = sum(leaves[p].shape[0] if is_stacked(p) else 1 for p in found)
   # Only what takes long is shown: a truncated or exact SVD of a real model.
   with tqdm.tqdm(
     total=layers, desc="adapt", unit="weight", delay=3, leave=False
@@ -134,7 +161,7 @@ def adapt(params, rules: Mapping[str, Adapter], key):
       if path not in found:
         return leaf
       own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-      return Adapted(*_init(found[path], own, leaf, _stacked(path), bar), found[path])
+      return Adapted(*_init(found[path], own, leaf, is_stacked(path), bar), found[path])
 
     return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_adapted)
 
@@ -152,7 +179,7 @@ def merge(params, dtype=None):
     if not is_adapted(node):
       return node
     to = dtype or next((x.dtype for k, x in node.frozen.items() if k in "wu"), None)
-    stacked = _stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
+    stacked = is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
     return _merge(node, stacked, jnp.dtype(to or jnp.float32))
 
   return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_adapted)
@@ -206,5 +233,6 @@ def _leaves(params) -> dict:
   return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
 
 
-def _stacked(path: str) -> bool:
+def is_stacked(path: str) -> bool:
+  """Whether the leaf at a path has a leading axis of layers."""
   return path.startswith("layers_")

@@ -12,6 +12,9 @@ weight w [in, out] (stacked layers are mapped over), and the axes of its leaves:
 and, where they differ from the defaults of `Adapter`:
 
   matrix_only                       False if any leaf (a norm, an embedding) will do
+  check(path, shape)                raises InputError for a weight that does not fit
+  change_rank                       of W' - W, W the base's weight, where it is low
+  lora(frozen, theta) -> (a, b)     with W' = W + a b, where frozen and theta tell
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxpeft.errors import InputError
 from jaxpeft.linear import dense, linear
 
 
@@ -28,9 +32,14 @@ class Adapter:
 
   dims: ClassVar[Mapping[str, str]]
   matrix_only: ClassVar[bool] = True
+  change_rank: ClassVar[int | None] = None
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:
     """Raises InputError where a weight [in, out] of this shape cannot be adapted."""
+
+  def lora(self, frozen, theta):
+    """(a [in, r], b [r, out]) with W' = W + a b; None where there are none."""
+    return None
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +63,15 @@ class Adapted:
 def is_adapted(node) -> bool:
   """Whether a tree's node is an adapted weight; for `is_leaf`."""
   return isinstance(node, Adapted)
+
+
+def check_rank(rank: int | None, path: str, shape: tuple[int, ...]) -> None:
+  """Raises InputError unless 1 <= rank <= min(shape); None is the whole rank."""
+  if rank is not None and not 1 <= rank <= min(shape):
+    raise InputError(
+      f"rank {rank} is not between 1 and min(in, out) = {min(shape)} of "
+      f"{path} {list(shape)}; change `rank` of the adapter that matches it"
+    )
 
 
 def low_rank(x, a, b):

@@ -12,8 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import Adapter, float32, low_rank
-from jaxpeft.errors import InputError
+from jaxpeft.adapters.base import Adapter, check_rank, float32, low_rank
 from jaxpeft.linear import linear
 
 
@@ -34,11 +33,7 @@ class LoRA(Adapter):
 
   def check(self, path, shape):
     """Refuses a rank below 1 or above that of the weight."""
-    if not 1 <= self.rank <= min(shape):
-      raise InputError(
-        f"rank {self.rank} is not between 1 and min(in, out) = {min(shape)} of "
-        f"{path} {list(shape)}; change `rank` of the adapter that matches it"
-      )
+    check_rank(self.rank, path, shape)
 
   @property
   def scale(self) -> float:
@@ -59,3 +54,13 @@ class LoRA(Adapter):
   def merge(self, frozen, theta):
     """W + c A B."""
     return float32(frozen["w"]) + self.scale * theta["a"] @ theta["b"]
+
+  @property
+  def change_rank(self) -> int:
+    """Of W' - W."""
+    return self.rank
+
+  def lora(self, frozen, theta):
+    """(a, b) with W' = W + a b."""
+    del frozen
+    return theta["a"], self.scale * theta["b"]

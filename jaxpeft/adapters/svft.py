@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import svd
-from jaxpeft.adapters.base import Adapter, float32
+from jaxpeft.adapters.base import Adapter, check_rank, float32
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import linear
 
@@ -63,12 +63,8 @@ class SVFT(Adapter):
 
   def check(self, path, shape):
     """Refuses a rank or a band that the weight is too small for."""
+    check_rank(self.rank, path, shape)
     n = min(shape) if self.rank is None else self.rank
-    if not 1 <= n <= min(shape):
-      raise InputError(
-        f"rank {self.rank} is not between 1 and min(in, out) = {min(shape)} of "
-        f"{path} {list(shape)}; change `rank` of the adapter that matches it"
-      )
     if self.off_diagonals >= n:
       raise InputError(
         f"off_diagonals {self.off_diagonals} must be below {n}, the number of "

@@ -6,12 +6,13 @@ import pathlib
 import shutil
 import tempfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxpeft import partitions, svd
+from jaxpeft import adapters, partitions, svd
 from jaxpeft.errors import InputError
 
 _THETA, _META = "adapter.safetensors", "adapter.json"
@@ -42,6 +43,32 @@ def save(directory, trainable, meta: dict):
     os.replace(tmp, directory)
 
 
+def describe(params, key, fingerprint: dict) -> dict:
+  """What `export.load_adapter` needs to make the same adapted tree from the base."""
+  key = jax.random.key(0) if key is None else key
+  return dict(
+    format=1,
+    signs="the entry of largest magnitude of each column of u is positive",
+    key=jax.random.key_data(key).tolist(),
+    adapters=adapters.describe(params),
+    fingerprint=fingerprint,
+  )
+
+
+def read_meta(directory) -> dict:
+  """The JSON beside an adapter's theta.
+
+  Raises:
+    InputError: if it is missing or damaged.
+  """
+  try:
+    meta = json.loads((pathlib.Path(directory) / _META).read_text())
+    meta["fingerprint"]
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise InputError(f"cannot read the adapter in {directory}: {e}") from e
+  return meta
+
+
 def load(directory, like, fingerprint: dict):
   """The trainable partition saved in a directory, in the structure of `like`.
 
@@ -50,8 +77,8 @@ def load(directory, like, fingerprint: dict):
       that the adapter was trained on.
   """
   directory = pathlib.Path(directory)
+  meta = read_meta(directory)
   try:
-    meta = json.loads((directory / _META).read_text())
     flat = safetensors.numpy.load_file(directory / _THETA)
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise InputError(f"cannot read the adapter in {directory}: {e}") from e

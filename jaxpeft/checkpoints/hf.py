@@ -17,30 +17,10 @@ import safetensors
 import safetensors.numpy
 
 from jaxpeft.checkpoints import hf_config
+from jaxpeft.checkpoints.hf_names import GEMMA2, LAYER, TOP, group_index
 from jaxpeft.errors import InputError
 from jaxpeft.transformer import ModelConfig, Transformer, layer_groups
 
-# Our name inside a layer -> theirs. Matrices are transposed: theirs are [out, in].
-_LAYER = {
-  **{f"attn/{n}": f"self_attn.{n}_proj.weight" for n in "qkvo"},
-  **{f"mlp/{n}": f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
-  **{f"bias/{n}": f"self_attn.{n}_proj.bias" for n in "qkvo"},
-  **{f"bias/{n}": f"mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
-  "norm/attn": "input_layernorm.weight",
-  "norm/mlp": "post_attention_layernorm.weight",
-  "norm/q": "self_attn.q_norm.weight",
-  "norm/k": "self_attn.k_norm.weight",
-}
-_GEMMA2 = {
-  "norm/attn_post": "post_attention_layernorm.weight",
-  "norm/mlp": "pre_feedforward_layernorm.weight",
-  "norm/mlp_post": "post_feedforward_layernorm.weight",
-}
-_TOP = {
-  "embed": "model.embed_tokens.weight",
-  "final_norm": "model.norm.weight",
-  "head": "lm_head.weight",
-}
 _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
 _SHARD_BYTES = 5 * 10**9
 
@@ -100,7 +80,7 @@ def load(directory, config: ModelConfig, dtype: str, groups: tuple[int, ...] = (
   wanted = {name for place in places.values() for name in place.tensors}
   have = {name for name in files if not _BUFFERS.fullmatch(name)}
   if config.tied:
-    have.discard(_TOP["head"])  # a copy of the embedding, if there at all
+    have.discard(TOP["head"])  # a copy of the embedding, if there at all
   problems = [f"missing {name}" for name in sorted(wanted - have)]
   problems += [f"unexpected {name}" for name in sorted(have - wanted)]
   problems += [
@@ -134,7 +114,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
     for p, x in jax.tree_util.tree_leaves_with_path(params)
   }
   groups = [
-    flat[p].shape[0] for p in sorted(flat, key=_group) if p.endswith("norm/attn")
+    flat[p].shape[0] for p in sorted(flat, key=group_index) if p.endswith("norm/attn")
   ]
   dtype = str(flat["embed"].dtype)
   with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".save-") as tmp:
@@ -171,27 +151,22 @@ def _places(config: ModelConfig, groups) -> dict[str, _Place]:
   model = Transformer(config, groups=groups)
   tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-  names = _LAYER | (_GEMMA2 if config.post_norms else {})
+  names = LAYER | (GEMMA2 if config.post_norms else {})
   depths = layer_groups(groups, config.depth)
   places = {}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-    if path in _TOP:
-      places[path] = _Place([_TOP[path]], leaf.shape, False, path == "head")
+    if path in TOP:
+      places[path] = _Place([TOP[path]], leaf.shape, False, path == "head")
       continue
     group, _, inside = path.partition("/")
-    index = _group(group)
+    index = group_index(group)
     first = sum(depths[:index])
     tensors = [
       f"model.layers.{first + i}.{names[inside]}" for i in range(leaf.shape[0])
     ]
     places[path] = _Place(tensors, leaf.shape, True, leaf.ndim == 3)
   return places
-
-
-def _group(path: str) -> int:
-  found = re.match(r"layers_(\d+)", path)
-  return int(found[1]) if found else -1
 
 
 def _files(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, list[int]]]:

@@ -1,0 +1,60 @@
+"""The names of weights in Hugging Face's checkpoints."""
+
+import re
+
+import jax
+
+# Our name inside a layer -> theirs. Matrices are transposed: theirs are [out, in].
+LAYER = {
+  **{f"attn/{n}": f"self_attn.{n}_proj.weight" for n in "qkvo"},
+  **{f"mlp/{n}": f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
+  **{f"bias/{n}": f"self_attn.{n}_proj.bias" for n in "qkvo"},
+  **{f"bias/{n}": f"mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
+  "norm/attn": "input_layernorm.weight",
+  "norm/mlp": "post_attention_layernorm.weight",
+  "norm/q": "self_attn.q_norm.weight",
+  "norm/k": "self_attn.k_norm.weight",
+}
+GEMMA2 = {
+  "norm/attn_post": "post_attention_layernorm.weight",
+  "norm/mlp": "pre_feedforward_layernorm.weight",
+  "norm/mlp_post": "post_feedforward_layernorm.weight",
+}
+TOP = {
+  "embed": "model.embed_tokens.weight",
+  "final_norm": "model.norm.weight",
+  "head": "lm_head.weight",
+}
+
+
+def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
+  """{path: (leaf, [their module of each layer])}; no modules where it is no projection.
+
+  Args:
+    params: of a Transformer; leaves are arrays or weight nodes.
+    keep: which leaves.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(
+    params, is_leaf=lambda x: not isinstance(x, dict)
+  )
+  flat = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+  depths = {group_index(p): jax.tree.leaves(x)[0].shape[0] for p, x in flat.items()}
+  found = {}
+  for path, leaf in flat.items():
+    group, _, inside = path.partition("/")
+    names = []
+    if path == "head":
+      names = [TOP["head"]]
+    elif inside.startswith(("attn/", "mlp/")):
+      first = sum(depth for g, depth in depths.items() if 0 <= g < group_index(group))
+      layers = range(first, first + depths[group_index(group)])
+      names = [f"model.layers.{i}.{LAYER[inside]}" for i in layers]
+    if keep(leaf):
+      found[path] = (leaf, [name.removesuffix(".weight") for name in names])
+  return found
+
+
+def group_index(path: str) -> int:
+  """i of a path that starts with layers_i; else -1."""
+  found = re.match(r"layers_(\d+)", path)
+  return int(found[1]) if found else -1

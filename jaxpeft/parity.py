@@ -1,0 +1,106 @@
+"""Exports a run, reads it back, and keeps it only if it gives the same logits."""
+
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpeft import build, cli, export
+from jaxpeft import model as models
+from jaxpeft.data import encode, sources
+from jaxpeft.errors import InputError
+
+# Largest difference of logits, as a share of their deviation: rounding weights to 8
+# bits of mantissa moves every logit a little, float32 hardly.
+_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.75}
+_ROWS, _TOKENS = 16, 128
+
+
+class Parity(NamedTuple):
+  """How two models' logits compare on the same tokens."""
+
+  difference: float  # largest of |difference of logits|
+  deviation: float  # standard deviation of the logits
+  agreement: float  # share of tokens with the same likeliest next one
+
+  def __str__(self) -> str:
+    return (
+      f"logits differ by at most {self.difference:.2g} (their deviation is "
+      f"{self.deviation:.2g}), greedy tokens agree on {100 * self.agreement:.2f} %"
+    )
+
+
+def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
+  """Parity on rows of token ids."""
+  worst, same, count, spread = 0.0, 0, 0, []
+  for row in rows:
+    a, b = (np.asarray(m(np.asarray(row)[None]))[0] for m in (one, other))
+    worst = max(worst, float(np.abs(a - b).max()))
+    same += int((a.argmax(-1) == b.argmax(-1)).sum())
+    count += len(row)
+    spread.append(a.std())
+  return Parity(worst, float(np.mean(spread)), same / count)
+
+
+def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
+  """Exports a run's result; returns what was measured.
+
+  Args:
+    workdir: of the run.
+    format: "hf", merged weights; or "peft", the adapter.
+    directory: to be made; must not exist, or be empty.
+    dtype: of merged weights; None is the run's.
+    rank: of the nearest LoRA, for methods that are none.
+    tolerance: largest difference of logits; None: a share of their deviation, by dtype.
+  Raises:
+    InputError: the export does not give the run's logits. Nothing is written then.
+  """
+  directory = pathlib.Path(directory)
+  if directory.exists() and any(directory.iterdir()):
+    raise InputError(f"{directory} is not empty; choose another --out")
+  if dtype and format != "hf":
+    raise InputError(f"--dtype is of merged weights, not of format {format}")
+  if rank and format != "peft":
+    raise InputError(f"--rank is of a LoRA, not of format {format}")
+  config = cli.read_config(workdir)
+  base = build.base(config)
+  tuned = build.load_run(workdir, config, base)
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:
+    tmp = pathlib.Path(tmp) / "out"
+    lost = 0.0
+    if format == "hf":
+      export.save_hf(tuned, tmp, dtype)
+      back = models.load(str(tmp), dtype or config.model.dtype)
+    else:
+      errors = export.save_adapter(
+        tuned.params, tmp, format, base=base.params, rank=rank, base_name=base.name
+      )
+      lost = max(errors.values())
+      back = base.replace(params=export.load_adapter(base.params, tmp))
+    parity = compare(tuned, back, _rows(config, base))
+    limit = _TOLERANCE[dtype or config.model.dtype] * parity.deviation
+    limit = limit if tolerance is None else tolerance
+    text = str(parity)
+    if lost > 1e-4:
+      text += f"; the nearest LoRA loses up to {100 * lost:.1f} % of a weight's change"
+    if not parity.difference <= limit:
+      raise InputError(
+        f"not exported: {text}. The limit is {limit:.2g}; --tolerance sets another"
+      )
+    if directory.exists():
+      directory.rmdir()
+    shutil.move(tmp, directory)
+  return text
+
+
+def _rows(config, base) -> list:
+  """Token ids of a few examples of the run's data."""
+  d = config.data
+  rows = sources.read(d.eval or d.train)[:_ROWS]
+  found = encode.encode(
+    rows, base.tokenizer, d.max_tokens, d.loss_on, d.eval or d.train
+  )
+  return [example.tokens[:_TOKENS] for example in found.examples]
