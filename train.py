@@ -50,7 +50,7 @@ def main(argv):
   sampling = sample.Sampling(e.temperature, e.top_k, e.top_p)
   tx, rate = optim.make(t.steps, **config.optim)
   base = build.base(config)
-  build.check(config, base)
+  build.check(config, base, tx)
   data = build.data(config, base)
   first = training.split(data.batches[0], t.accumulate)
   workdir = cli.prepare_workdir(parsed.workdir or f"runs/{name}", config)
@@ -92,7 +92,7 @@ def main(argv):
   shown = batches.preview(data.batches[0], base.tokenizer, sys.stderr.isatty())
   log.note(f"first example, what is learned marked:\n{shown}\ncompiling ...")
   clock = time.time()
-  jitted = training.make_step(run.model.transformer, tx)
+  jitted = training.make_step(run.model.transformer, tx, t.neftune, config.seed)
   step_fn = jitted.lower(state, run.frozen, first).compile()
   eval_fn = training.make_eval(run.model.transformer)
   compile_s = time.time() - clock

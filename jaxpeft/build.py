@@ -19,6 +19,7 @@ _LEAST = (
   ("train", "eval_every", 0),
   ("train", "save_every", 0),
   ("train", "patience", 0),
+  ("train", "neftune", 0),
   ("data", "max_tokens", 2),
   ("eval", "limit", 0),
   ("eval", "loss_limit", 0),
@@ -54,8 +55,13 @@ def base(config) -> model.Model:
   return model.load(**config.model, seed=config.seed)
 
 
-def check(config, base_model: model.Model):
+def check(config, base_model: model.Model, tx=None):
   """Refuses, before anything is written, what would only fail later.
+
+  Args:
+    config: of the run.
+    base_model: its base.
+    tx: its gradient transformation, which may not fit what the adapters train.
 
   Raises:
     InputError: adapters that do not fit the model, or an unknown task or answer rule.
@@ -67,10 +73,17 @@ def check(config, base_model: model.Model):
   if not rules:
     raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
   adapters.match(base_model.params, rules)
+  if tx is not None:
+    jax.eval_shape(lambda p: _trainable_state(p, rules, tx), base_model.params)
   if config.eval.task:
     known = tasks.get(config.eval.task).RULES
     if config.eval.answer not in known:
       raise unknown("answer rule in eval.answer", config.eval.answer, known)
+
+
+def _trainable_state(params, rules, tx):
+  params = adapters.adapt(params, rules, jax.random.key(0))
+  return tx.init(partitions.partition(params, partitions.trainable_mask(params))[0])
 
 
 def adapt(config, base_model: model.Model) -> Run:

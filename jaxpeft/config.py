@@ -34,6 +34,7 @@ def base() -> config_dict.ConfigDict:
   c.train.steps = 200  # optimiser steps
   c.train.batch_size = 16  # rows per optimiser step
   c.train.accumulate = 1  # microbatches that a step is computed in
+  c.train.neftune = 0.0  # alpha of the noise on embeddings; 0 is none
   c.train.log_every = 10  # steps
   c.train.eval_every = 100  # steps; 0 is never
   c.train.save_every = 100  # steps
@@ -49,6 +50,9 @@ def base() -> config_dict.ConfigDict:
   c.optim.clip_norm = 1.0  # of the whole gradient; 0 is never
   c.optim.weight_decay = 0.0
   c.optim.options = config_dict.ConfigDict()  # further ones of that optimiser
+  # name -> {match: regex of whole paths of trained leaves, times: of lr}, e.g. LoRA+
+  c.optim.groups = config_dict.ConfigDict()
+  c.optim.precondition = ""  # or "scaled_gd" (NoRA+): of gradients, before clipping
 
   c.eval = config_dict.ConfigDict()
   c.eval.task = "gsm8k"  # how prompts are made and answers scored; "" for the loss only
@@ -63,4 +67,5 @@ def base() -> config_dict.ConfigDict:
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()
   c.optim.options.unlock()
+  c.optim.groups.unlock()
   return c

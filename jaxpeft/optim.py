@@ -1,12 +1,14 @@
 """Optimisers by name, with schedule and clipping, for the trainable partition."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from jaxpeft import precondition as precondition_
 from jaxpeft.errors import InputError, unknown
 
 
@@ -53,8 +55,15 @@ def make(
   clip_norm,
   weight_decay,
   options,
+  groups=(),
+  precondition: str = "",
 ):
   """(gradient transformation, learning-rate schedule) of `config.optim`.
+
+  Args:
+    groups: {group: {match: regex of whole paths of trained leaves, times: factor}};
+      LoRA+ [Hayou et al. 2024, arXiv:2402.12354] is times=16 for ".*/theta/b".
+    precondition: "" or "scaled_gd", what is done to gradients before clipping.
 
   Raises:
     InputError: an optimiser that Optax does not have, or an option that it does not.
@@ -74,15 +83,54 @@ def make(
   rate = _schedule(lr, schedule, warmup, final_lr, steps)
   clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   try:
-    tx = optax.chain(*clip, factory(rate, **options))
+    tx = factory(rate, **options)
     trial = {"w": jnp.ones((2, 2))}
     jax.eval_shape(lambda t: tx.update(t, tx.init(t), t), trial)
   except Exception as e:  # whatever it raises, it cannot be used for these steps
     reason = str(e).strip().split("\n")[0]
     raise InputError(f"optimiser {name} with {options} does not fit: {reason}") from e
-  return tx, rate
+  if groups:
+    tx = _by_group(lambda times: factory(lambda i: times * rate(i), **options), groups)
+  if precondition not in _PRECONDITION:
+    raise unknown("optim.precondition", precondition, _PRECONDITION)
+  return optax.chain(*_PRECONDITION[precondition](), *clip, tx), rate
 
 
+def _by_group(make_one, groups):
+  """An optimiser for each group of leaves, with its own learning rate."""
+  rules, times = {}, {"": 1.0}
+  for group, fields in groups.items():
+    if set(fields) != {"match", "times"}:
+      raise InputError(f"optim.groups.{group} needs `match` (a regex) and `times`")
+    try:
+      rules[group] = re.compile(fields["match"])
+    except re.error as e:
+      raise InputError(f"optim.groups.{group}.match is no regex: {e}") from e
+    times[group] = float(fields["times"])
+
+  def labels(trainable):
+    used = set()
+
+    def label(path, _):
+      path = jax.tree_util.keystr(path, simple=True, separator="/")
+      found = [group for group, regex in rules.items() if regex.fullmatch(path)]
+      if len(found) > 1:
+        raise InputError(f"optim.groups {found} all match {path}; make them disjoint")
+      used.update(found)
+      return found[0] if found else ""
+
+    tree = jax.tree_util.tree_map_with_path(label, trainable)
+    unused = sorted(rules.keys() - used)
+    if unused:
+      raise InputError(
+        f"optim.groups.{unused[0]}.match matches nothing that is trained"
+      )
+    return tree
+
+  return optax.partition({g: make_one(t) for g, t in times.items()}, labels)
+
+
+_PRECONDITION = {"": list, "scaled_gd": lambda: [precondition_.scaled_gd()]}
 _schedule = schedule  # `make` has an argument of that name, as the config has
 
 

@@ -1,5 +1,6 @@
 """One optimiser step, as a pure function of state, frozen partition and batch."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,14 +28,14 @@ def init_state(trainable, tx) -> TrainState:
   return TrainState(trainable, tx.init(trainable), jnp.int32(0), jnp.int32(-1))
 
 
-def loss_sum(transformer, params, batch):
+def loss_sum(transformer, params, batch, noise=None):
   """(summed loss in nats, supervised tokens) of one batch; see `data.batches`."""
   where = Where(batch["position"], batch["segment"])
-  logits = transformer.apply({"params": params}, batch["tokens"], where)
+  logits = transformer.apply({"params": params}, batch["tokens"], where, noise=noise)
   return losses.cross_entropy(logits, batch["targets"], batch["weights"])
 
 
-def make_step(transformer, tx):
+def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0):
   """step(state, frozen, batch) -> (state, metrics), jitted, donating the state.
 
   The batch has a leading axis of microbatches. Their summed gradients are divided by
@@ -43,15 +44,31 @@ def make_step(transformer, tx):
 
   From the first step whose loss or gradient is not finite on, the state stands still:
   what is saved when the loop notices is the last good one.
+
+  Args:
+    transformer: the model.
+    tx: the gradient transformation.
+    neftune: alpha of uniform noise on the embeddings, of size alpha / sqrt(T D); 0 is
+      none. Source: Jain et al. 2023, arXiv:2310.05914.
+    seed: of that noise, together with the step.
   """
 
   def loss_fn(trainable, frozen, batch):
     params = partitions.combine(trainable, frozen)
-    return loss_sum(transformer, params, batch)
+    batch = dict(batch)
+    key, noise = batch.pop("key", None), None
+    if key is not None:
+      shape = (*batch["tokens"].shape, transformer.config.width)
+      size = neftune / math.sqrt(shape[1] * shape[2])
+      noise = size * jax.random.uniform(key, shape, minval=-1.0)
+    return loss_sum(transformer, params, batch, noise)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   def step(state, frozen, batch):
+    if neftune:
+      key = jax.random.fold_in(jax.random.key(seed), state.step)
+      batch = batch | dict(key=jax.random.split(key, len(batch["tokens"])))
     (loss, tokens), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
     grads = jax.tree.map(lambda g: g / tokens, grads)
     norm = optax.tree.norm(grads)

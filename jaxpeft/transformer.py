@@ -75,7 +75,13 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens, where: Where | None = None, kv=None, keep_kv=False, at=None
+    self,
+    tokens,
+    where: Where | None = None,
+    kv=None,
+    keep_kv=False,
+    at=None,
+    noise=None,
   ):
     """Logits, and with `keep_kv` also each group's (k, v) [depth, B, K, T, N] of x.
 
@@ -85,6 +91,7 @@ class Transformer(nn.Module):
       kv: per group a KV with a leading depth axis on k and v, or None.
       keep_kv: return keys and values too, to fill a cache.
       at: int[B], the one token of each row to give logits [B, V] for; None is all.
+      noise: float[B, T, D], added to the embeddings; None is none.
     """
     c = self.config
     where = where or full_rows(tokens.shape)
@@ -93,6 +100,7 @@ class Transformer(nn.Module):
     x = embed[tokens].astype(self.dtype)
     if c.embed_scale:
       x = x * jnp.asarray(math.sqrt(c.width), x.dtype)
+    x = x if noise is None else x + noise.astype(x.dtype)
     angles = rope(where.position, c)
     kept, first = [], 0
     for i, depth in enumerate(layer_groups(self.groups, c.depth)):

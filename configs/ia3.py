@@ -1,0 +1,15 @@
+"""(IA)3 on the embedded toy model: learns two-step problems.
+
+python train.py --config=configs/ia3.py
+"""
+
+from jaxpeft import config
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.keys = dict(name="IA3", match="layers_.*/attn/[kv]")
+  c.adapt.hidden = dict(name="IA3", match="layers_.*/mlp/down", on="input")
+  c.optim.lr = 5e-2
+  return c

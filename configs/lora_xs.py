@@ -1,0 +1,16 @@
+"""LoRA-XS on the embedded toy model: learns two-step problems.
+
+python train.py --config=configs/lora_xs.py
+"""
+
+from jaxpeft import config
+
+LINEARS = "layers_.*/(attn|mlp)/.*"
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.main = dict(name="LoRAXS", match=LINEARS, rank=16, alpha=16.0)
+  c.optim.lr = 1e-2
+  return c

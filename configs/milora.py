@@ -1,0 +1,16 @@
+"""MiLoRA on the embedded toy model: learns two-step problems.
+
+python train.py --config=configs/milora.py
+"""
+
+from jaxpeft import config
+
+LINEARS = "layers_.*/(attn|mlp)/.*"
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.main = dict(name="MiLoRA", match=LINEARS, rank=8, alpha=8.0)
+  c.optim.lr = 1e-2
+  return c

@@ -1,0 +1,16 @@
+"""VeRA on the embedded toy model: learns two-step problems.
+
+python train.py --config=configs/vera.py
+"""
+
+from jaxpeft import config
+
+LINEARS = "layers_.*/(attn|mlp)/.*"
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.main = dict(name="VeRA", match=LINEARS, rank=256)
+  c.optim.lr = 2e-2
+  return c
