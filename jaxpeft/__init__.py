@@ -4,7 +4,7 @@ import importlib
 
 _WHERE = {
   "adapters": "DoRA Full IA3 LoRA LoRAXS MiLoRA NoRA OLoRA PiSSA SVF SVFT VeRA "
-  "Adapted Adapter adapt count merge",
+  "Adapted Adapter adapt attach blend count detach merge select",
   "build": "load_run",
   "errors": "InputError",
   "export": "load_adapter save_adapter save_hf",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import assets, sample, zoo
+from jaxpeft.adapters import select
 from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
 from jaxpeft.data import tokenizer as tokenizers
@@ -56,8 +57,15 @@ class Model:
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int | None = None,
+    adapters=None,
   ) -> list[str]:
-    """Texts that continue the prompts (a list of str), until a stop token."""
+    """Texts that continue the prompts (a list of str), until a stop token.
+
+    `adapters` are names of attached ones, or None for the base, one for each prompt.
+    """
+    if adapters is not None and len(adapters) != len(prompts):
+      raise InputError(f"{len(adapters)} adapters for {len(prompts)} prompts")
+    choose = adapters and (lambda p, rows: select(p, [adapters[i] for i in rows]))
     ids = [self.tokenizer.encode(p, bos=True) for p in prompts]
     sampling = sample.Sampling(temperature, top_k, top_p)
     stops = self.tokenizer.eos_ids
@@ -70,6 +78,7 @@ class Model:
       sampling,
       seed,
       batch_size,
+      choose_rows=choose,
     )
     return [self.tokenizer.decode(row) for row in new]
 

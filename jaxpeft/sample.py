@@ -53,6 +53,7 @@ def generate(
   seed: int = 0,
   batch_size: int | None = None,
   label: str | None = None,
+  choose_rows=None,
 ) -> list[list[int]]:
   """New tokens for each prompt, up to and without the first stop token.
 
@@ -68,6 +69,8 @@ def generate(
     seed: of the draws.
     batch_size: rows decoded at once; None is all.
     label: of a progress bar on a terminal; None is no bar.
+    choose_rows: function of params and the prompts' indices in a batch, which gives
+      the params for that batch; None is the same for all.
   Raises:
     InputError: an empty prompt, or more tokens than the model has positions.
   """
@@ -96,7 +99,7 @@ def generate(
     index = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
     new, count = decode(
       transformer,
-      params,
+      params if choose_rows is None else choose_rows(params, index),
       tokens,
       length,
       keys[index],

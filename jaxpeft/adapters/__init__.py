@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
+from jaxpeft.adapters.attach import attach, detach, is_attached, select
 from jaxpeft.adapters.base import Adapted, Adapter, is_adapted
+from jaxpeft.adapters.blend import blend
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.full import Full
 from jaxpeft.adapters.ia3 import IA3
@@ -45,7 +47,7 @@ METHODS = {
 
 __all__ = [*METHODS, "METHODS", "Adapted", "Adapter", "Count", "adapt", "count"]
 __all__ += ["describe", "from_config", "from_description", "is_adapted", "is_stacked"]
-__all__ += ["match", "merge"]
+__all__ += ["attach", "blend", "detach", "is_attached", "match", "merge", "select"]
 
 
 class Count(NamedTuple):
@@ -176,13 +178,16 @@ def merge(params, dtype=None):
   """
 
   def one(path, node):
+    if is_attached(node):
+      raise InputError("several adapters are attached; detach them to merge")
     if not is_adapted(node):
       return node
     to = dtype or next((x.dtype for k, x in node.frozen.items() if k in "wu"), None)
     stacked = is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
     return _merge(node, stacked, jnp.dtype(to or jnp.float32))
 
-  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_adapted)
+  is_leaf = lambda x: is_adapted(x) or is_attached(x)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_leaf)
 
 
 def count(params) -> Count:

@@ -14,6 +14,7 @@ and, where they differ from the defaults of `Adapter`:
   matrix_only                       False if any leaf (a norm, an embedding) will do
   check(path, shape)                raises InputError for a weight that does not fit
   change_rank                       of W' - W, W the base's weight, where it is low
+  identity(frozen, theta) -> theta  a theta with which W' = W; by default zeros
   lora(frozen, theta) -> (a, b)     with W' = W + a b, where frozen and theta tell
 """
 
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from jaxpeft.errors import InputError
 from jaxpeft.linear import dense, linear
@@ -36,6 +38,11 @@ class Adapter:
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:
     """Raises InputError where a weight [in, out] of this shape cannot be adapted."""
+
+  def identity(self, frozen, theta):
+    """A theta with which W' = W, shaped like `theta`; None where there is none."""
+    del frozen
+    return jax.tree.map(jnp.zeros_like, theta)
 
   def lora(self, frozen, theta):
     """(a [in, r], b [r, out]) with W' = W + a b; None where there are none."""

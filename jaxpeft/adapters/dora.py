@@ -40,6 +40,11 @@ class DoRA(LoRA):
     w = super().merge(frozen, theta)
     return w * (theta["m"] / jnp.linalg.norm(w, axis=0))
 
+  def identity(self, frozen, theta):
+    """No update, and the norms of W's columns."""
+    zeros = super().identity(frozen, theta)
+    return zeros | dict(m=jnp.sqrt(frozen["square"]))
+
   @property
   def change_rank(self) -> None:
     """Columns are rescaled: W' - W is of full rank."""

@@ -30,3 +30,7 @@ class Full(Adapter):
     """The weight itself."""
     del frozen
     return theta["w"]
+
+  def identity(self, frozen, theta):
+    """None: W is not kept."""
+    return None

@@ -8,6 +8,7 @@ Axes: i in, o out.
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Adapter, float32
@@ -47,3 +48,8 @@ class IA3(Adapter):
     """W with its columns, or its rows, scaled."""
     w = float32(frozen["w"])
     return w * theta["out"] if self.on == "output" else theta["into"][:, None] * w
+
+  def identity(self, frozen, theta):
+    """Ones."""
+    del frozen
+    return jax.tree.map(jnp.ones_like, theta)

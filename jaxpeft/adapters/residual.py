@@ -37,3 +37,7 @@ class Residual(LoRA):
   def lora(self, frozen, theta):
     """None: the frozen part is not W."""
     return None
+
+  def identity(self, frozen, theta):
+    """None: what is frozen is not W."""
+    return None

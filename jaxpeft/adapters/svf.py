@@ -54,6 +54,11 @@ class SVF(Adapter):
     w = (float32(frozen["u"]) * scale) @ float32(frozen["vt"])
     return w + float32(frozen["w"]) if "w" in frozen else w
 
+  def identity(self, frozen, theta):
+    """Ones; of p any constant will do."""
+    del frozen
+    return jax.tree.map(jnp.ones_like, theta)
+
   def z(self, frozen, theta):
     """float32[k]: the factors of the singular values."""
     if not self.reference:
