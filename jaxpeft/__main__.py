@@ -1,4 +1,4 @@
-"""python -m jaxpeft doctor | export"""
+"""python -m jaxpeft doctor | export | compare"""
 
 import argparse
 import importlib.metadata
@@ -7,6 +7,7 @@ import platform
 import sys
 
 from jaxpeft import cli
+from jaxpeft.errors import InputError
 
 _OPTIONAL = {
   "huggingface_hub": "[hub]: fetch models by hub id",
@@ -64,6 +65,18 @@ def export(args):
   print(f"wrote {args.out}: {report}")
 
 
+def compare(args):
+  """Trains configs with an equal tuning budget; a table and a plot."""
+  from jaxpeft import compare as comparison
+
+  if any(not word.startswith("--config.") for word in args.rest):
+    raise InputError(f"only --config.KEY=VALUE may follow, not {args.rest}")
+  configs = [path for path in args.configs.split(",") if path]
+  times = [float(x) for x in args.times.split(",")]
+  print(comparison.compare(configs, args.seeds, times, args.out, args.rest))
+  print(f"\n{args.out}: table.md, pareto.png, runs.jsonl")
+
+
 def main():
   """The command line."""
   parser = argparse.ArgumentParser(prog="python -m jaxpeft")
@@ -81,7 +94,20 @@ def main():
     "--tolerance", type=float, help="largest difference of logits; see the message"
   )
   out.set_defaults(run=export)
-  args = parser.parse_args()
+  many = commands.add_parser("compare", help=compare.__doc__)
+  many.add_argument("--configs", required=True, help="files, with commas between them")
+  many.add_argument("--seeds", type=int, default=3)
+  many.add_argument(
+    "--times", default="0.3,1,3", help="grid of learning rates, times each config's own"
+  )
+  many.add_argument(
+    "--out", default="runs/compare", help="directory of runs and result"
+  )
+  many.set_defaults(run=compare)
+  args, rest = parser.parse_known_args()
+  args.rest = rest
+  if rest and args.run is not compare:
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
   with cli.one_clear_line():
     args.run(args)
 

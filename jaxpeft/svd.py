@@ -80,26 +80,34 @@ def randomised(key, w, rank: int, iterations: int = 4, oversample: int = 0):
     canonical signs.
   """
   w = w.astype(jnp.float32)
-  if w.shape[0] < w.shape[1]:  # the taller way round has the smaller QRs at the end
-    u, s, vt = _within(key, w.T, rank, iterations, oversample)
-    u, vt = vt.T, u.T
-  else:
-    u, s, vt = _within(key, w, rank, iterations, oversample)
-  return canonical_signs(u, s, vt)
 
+  def times(b):
+    """w b."""
+    return w @ b
 
-def _within(key, w, rank, iterations, oversample):
-  """The SVD of w within a basis found by subspace iteration."""
+  def transposed_times(b):
+    """w' b, multiplying the rows of w as they lie: a transpose of w would be copied."""
+    return (b.T @ w).T
+
   columns = min(rank + oversample, *w.shape)
-  basis = jax.random.normal(key, (w.shape[1], columns))
-  q = jnp.linalg.qr(w @ basis)[0]
+  if w.shape[0] < w.shape[1]:  # the basis lies on the longer side, as in torch
+    vt, s, u = _within(key, transposed_times, times, w.shape[0], columns, iterations)
+    u, vt = u.T, vt.T
+  else:
+    u, s, vt = _within(key, times, transposed_times, w.shape[1], columns, iterations)
+  return canonical_signs(u[:, :rank], s[:rank], vt[:rank])
+
+
+def _within(key, times, transposed_times, size, columns, iterations):
+  """The SVD of a matrix, given by its products, within a basis found by iteration."""
+  q = jnp.linalg.qr(times(jax.random.normal(key, (size, columns))))[0]
   for _ in range(iterations):
-    q = jnp.linalg.qr(w.T @ q)[0]
-    q = jnp.linalg.qr(w @ q)[0]
-  # w is about q (q' w) = q (r' p'), r small: only its SVD is needed.
-  p, r = jnp.linalg.qr(w.T @ q)
+    q = jnp.linalg.qr(transposed_times(q))[0]
+    q = jnp.linalg.qr(times(q))[0]
+  # The matrix is about q (q' w) = q (r' p'), r small: only its SVD is needed.
+  p, r = jnp.linalg.qr(transposed_times(q))
   u, s, vt = jnp.linalg.svd(r.T, full_matrices=False)
-  return (q @ u)[:, :rank], s[:rank], (vt @ p.T)[:rank]
+  return q @ u, s, vt @ p.T
 
 
 def canonical_signs(u, s, vt):

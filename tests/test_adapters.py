@@ -1,7 +1,11 @@
 """Every adapter through one interface; a new method is one line in ADAPTERS."""
 
 import dataclasses
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import chex
 import jax
@@ -111,6 +115,20 @@ def test_dims_name_every_axis_of_every_leaf(adapter):
     assert len(adapter.dims[name]) == leaf.ndim, name
     for letter, size in zip(adapter.dims[name], leaf.shape, strict=True):
       assert size == dict(i=24, o=40).get(letter, size)
+
+
+def test_every_adapter_runs_sharded_by_its_dims():
+  flags = "--xla_force_host_platform_device_count=8"
+  script = pathlib.Path(__file__).with_name("eight_devices.py")
+  path = f"{script.parents[1]}:{script.parent}"
+  got = subprocess.run(
+    [sys.executable, script],
+    env=os.environ | dict(XLA_FLAGS=flags, PYTHONPATH=path),
+    capture_output=True,
+    text=True,
+  )
+  assert got.returncode == 0, got.stderr[-3000:]
+  assert got.stdout.split() == list(ADAPTERS)
 
 
 @each

@@ -1,0 +1,87 @@
+"""python -m jaxpeft compare."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxpeft import compare
+from jaxpeft.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHORT = [
+  "--config.train.steps=2",
+  "--config.eval.limit=8",
+  "--config.eval.loss_limit=16",
+  "--config.eval.max_new_tokens=4",
+  "--config.eval.batch_size=8",
+]
+
+
+def run(out, *more):
+  """The command, as a user runs it."""
+  configs = f"{ROOT}/configs/lora.py,{ROOT}/configs/ia3.py"
+  command = [sys.executable, "-m", "jaxpeft", "compare", f"--configs={configs}"]
+  command += ["--seeds=2", "--times=1,2", f"--out={out}", *SHORT, *more]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  return subprocess.run(command, capture_output=True, text=True, cwd=out, env=env)
+
+
+@pytest.mark.slow
+def test_a_comparison_is_complete_and_goes_on_where_it_was(tmp_path):
+  first = run(tmp_path)
+  assert first.returncode == 0, first.stderr[-2000:]
+  raw = [
+    json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()
+  ]
+  assert len(raw) == 2 * (2 + 1)
+  for name in ("lora", "ia3"):
+    own = [r for r in raw if r["name"] == name]
+    best = min((r for r in own if r["seed"] == 0), key=lambda r: r["eval_loss"])
+    assert {r["lr"] for r in own if r["seed"] == 1} == {best["lr"]}
+    assert f"| {name} | {best['trainable_parameters']:,} |" in first.stdout
+  assert (tmp_path / "pareto.png").stat().st_size > 5000
+  before = (tmp_path / "runs.jsonl").read_text()
+  again = run(tmp_path)
+  assert again.returncode == 0
+  assert again.stdout == first.stdout
+  assert (tmp_path / "runs.jsonl").read_text() == before
+  other = run(tmp_path, "--config.train.batch_size=4")
+  assert other.returncode == 2
+  assert "another config" in other.stderr
+
+
+def test_summary_is_the_mean_with_the_interval_of_the_problems():
+  final = dict(
+    trainable_parameters=10,
+    adapter_bytes=40,
+    peak_memory_bytes=2**20,
+    problems=200,
+    tokens_per_s=100.0,
+    lr=0.1,
+  )
+  runs = [final | dict(accuracy=a) for a in (0.5, 0.6, 0.7)]
+  row = compare._summary("x", runs, 3.0, [0.3, 1, 3])
+  assert row["accuracy"] == pytest.approx(0.6)
+  assert row["range"] == (0.5, 0.7)
+  assert row["edge"]
+  # statsmodels' proportion_confint(120, 200, method="wilson")
+  assert row["interval"] == pytest.approx((0.53085, 0.66541), abs=1e-4)
+  assert "60.0% | 53.1% to 66.5% | 50.0% to 70.0%" in compare.table([row])
+
+
+@pytest.mark.parametrize(
+  ("configs", "seeds", "times", "message"),
+  [
+    (["none.py"], 1, [1.0], "cannot read the config"),
+    (["a/x.py", "b/x.py"], 1, [1.0], "same name"),
+    (["configs/lora.py"], 0, [1.0], "must be positive"),
+    (["configs/lora.py"], 1, [0.0], "must be positive"),
+  ],
+)
+def test_bad_comparisons_are_refused(configs, seeds, times, message, tmp_path):
+  with pytest.raises(InputError, match=message):
+    compare.compare(configs, seeds, times, tmp_path, [])
