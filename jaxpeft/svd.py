@@ -80,32 +80,25 @@ def randomised(key, w, rank: int, iterations: int = 4, oversample: int = 0):
     canonical signs.
   """
   w = w.astype(jnp.float32)
-
-  def times(b):
-    """w b."""
-    return w @ b
-
-  def transposed_times(b):
-    """w' b, multiplying the rows of w as they lie: a transpose of w would be copied."""
-    return (b.T @ w).T
-
+  # A transposed copy: XLA:CPU multiplies by a transpose at a fifth of the speed.
+  wt = jax.lax.optimization_barrier(w.T)
   columns = min(rank + oversample, *w.shape)
   if w.shape[0] < w.shape[1]:  # the basis lies on the longer side, as in torch
-    vt, s, u = _within(key, transposed_times, times, w.shape[0], columns, iterations)
+    vt, s, u = _within(key, wt, w, columns, iterations)
     u, vt = u.T, vt.T
   else:
-    u, s, vt = _within(key, times, transposed_times, w.shape[1], columns, iterations)
+    u, s, vt = _within(key, w, wt, columns, iterations)
   return canonical_signs(u[:, :rank], s[:rank], vt[:rank])
 
 
-def _within(key, times, transposed_times, size, columns, iterations):
-  """The SVD of a matrix, given by its products, within a basis found by iteration."""
-  q = jnp.linalg.qr(times(jax.random.normal(key, (size, columns))))[0]
+def _within(key, w, wt, columns: int, iterations: int):
+  """The SVD of w within a basis found by iteration; wt is its transpose."""
+  q = jnp.linalg.qr(w @ jax.random.normal(key, (w.shape[1], columns)))[0]
   for _ in range(iterations):
-    q = jnp.linalg.qr(transposed_times(q))[0]
-    q = jnp.linalg.qr(times(q))[0]
-  # The matrix is about q (q' w) = q (r' p'), r small: only its SVD is needed.
-  p, r = jnp.linalg.qr(transposed_times(q))
+    q = jnp.linalg.qr(wt @ q)[0]
+    q = jnp.linalg.qr(w @ q)[0]
+  # w is about q (q' w) = q (r' p'), r small: only its SVD is needed.
+  p, r = jnp.linalg.qr(wt @ q)
   u, s, vt = jnp.linalg.svd(r.T, full_matrices=False)
   return q @ u, s, vt @ p.T
 
