@@ -16,7 +16,7 @@ def get_config():
   c.data.train = "embedded:pretrain"
   c.data.eval = "embedded:one_step/test"
   c.data.max_tokens = 128
-  c.train.steps = 4000
+  c.train.steps = 8000
   c.train.batch_size = 16
   c.train.log_every = 50
   c.train.eval_every = 250
