@@ -145,6 +145,7 @@ def main(argv):
       metrics = {key: float(x) for key, x in metrics.items()}  # waits for the device
       if metrics["bad_step"] >= 0:
         store.close()
+        logs.write(step, not_finite=metrics["bad_step"])
         raise InputError(
           f"the loss or its gradient is not finite at step {metrics['bad_step']:.0f}; "
           f"the last good checkpoint in {workdir} is of step {store.latest}. Lower "

@@ -72,7 +72,10 @@ def compare(args):
   if any(not word.startswith("--config.") for word in args.rest):
     raise InputError(f"only --config.KEY=VALUE may follow, not {args.rest}")
   configs = [path for path in args.configs.split(",") if path]
-  times = [float(x) for x in args.times.split(",")]
+  try:
+    times = [float(x) for x in args.times.split(",")]
+  except ValueError as e:
+    raise InputError(f"--times={args.times} is no list of numbers") from e
   print(comparison.compare(configs, args.seeds, times, args.out, args.rest))
   print(f"\n{args.out}: table.md, pareto.png, runs.jsonl")
 

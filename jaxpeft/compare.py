@@ -36,6 +36,13 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
   """
   if seeds < 1 or not times or min(times) <= 0:
     raise InputError(f"--seeds {seeds} and --times {times} must be positive")
+  fixed = [
+    word for word in extra if word.startswith(("--config.optim.lr", "--config.seed"))
+  ]
+  if fixed:
+    raise InputError(
+      f"compare sets the learning rate and the seed; leave out {fixed[0]}"
+    )
   if not TRAIN.exists():
     raise InputError(f"{TRAIN} is missing: compare runs from a checkout of jaxpeft")
   names = [pathlib.Path(path).stem for path in configs]
@@ -52,11 +59,18 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
       log.note(f"compare {done}/{total}: {name}, {factor:g} x lr {own:g}, seed 0")
       grid.append(_run(path, out / name, own * factor, 0, extra))
     best = min(grid, key=_held_out)
+    if "diverged" in best:
+      raise InputError(f"{name} diverged at every learning rate; lower --times")
     runs = [best]
     for seed in range(1, seeds):
       done += 1
       log.note(f"compare {done}/{total}: {name}, lr {best['lr']:g}, seed {seed}")
       runs.append(_run(path, out / name, best["lr"], seed, extra))
+      if "diverged" in runs[-1]:
+        raise InputError(
+          f"{name} diverged with seed {seed} at lr {best['lr']:g}, the best at seed 0; "
+          "lower --times"
+        )
     raw += [run | dict(name=name) for run in (*grid, *runs[1:])]
     rows.append(_summary(name, runs, best["lr"] / own, times))
   rows.sort(key=lambda row: -row["accuracy"])
@@ -129,12 +143,14 @@ def _run(path: str, folder: pathlib.Path, lr: float, seed: int, extra: list) -> 
   command = [sys.executable, TRAIN, f"--config={path}", f"--workdir={workdir}"]
   command += [f"--config.optim.lr={lr!r}", f"--config.seed={seed}", *extra]
   got = subprocess.run(command, stdout=subprocess.DEVNULL)
+  lines = log.read(workdir / "metrics.jsonl")
+  if got.returncode and any("not_finite" in line for line in lines):
+    return dict(lr=lr, seed=seed, eval_loss=None, diverged=True, workdir=str(workdir))
   if got.returncode:
     raise InputError(
       f"{workdir} ended with status {got.returncode}; its message is above. Run the "
       "same command to go on"
     )
-  lines = log.read(workdir / "metrics.jsonl")
   speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
   speed = statistics.median(speeds) if speeds else 0.0
   final = next(line for line in lines if "final" in line)
@@ -148,7 +164,7 @@ def _run(path: str, folder: pathlib.Path, lr: float, seed: int, extra: list) -> 
 
 
 def _held_out(run: dict) -> float:
-  """For the choice of a learning rate: a loss that is no number is the worst."""
+  """For the choice of a learning rate; a run that diverged is the worst."""
   loss = run["eval_loss"]
   return loss if loss is not None and math.isfinite(loss) else math.inf
 
@@ -176,5 +192,5 @@ def _summary(name: str, runs: list[dict], factor: float, times: list[float]) -> 
 def _read_lr(path: str) -> float:
   try:
     return float(runpy.run_path(path)["get_config"]().optim.lr)
-  except (OSError, KeyError, SyntaxError, AttributeError, ImportError) as e:
+  except Exception as e:  # whatever a config file does wrong
     raise InputError(f"cannot read the config {path}: {e}") from e

@@ -46,16 +46,35 @@ def save_adapter(
       factors with it, and is refused where they differ.
     base, rank, base_name: for "peft", see there.
   Returns:
-    {path: relative error of the update}; all 0 but for conversions to a lower rank.
+    {path: relative error of the update}: above 0 for conversions to a lower rank, and
+    for those of PiSSA, MiLoRA and OLoRA over a base that is rounded to bfloat16.
   """
   if format == "peft":
     return peft.save(directory, params, base, rank, base_name)
   if format != "jaxpeft":
     raise unknown("format", format, ("jaxpeft", "peft"))
+  _check_savable(params)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   mark = svd.fingerprint(partitions.flatten(frozen))
   own.save(directory, trainable, own.describe(params, key, mark))
   return dict.fromkeys(adapters.describe(params), 0.0)
+
+
+def _check_savable(params):
+  """Refuses what `load_adapter` could not make again from a base, a key and theta."""
+  nodes = adapters.nodes(params)
+  if any(adapters.is_attached(node) for node in nodes.values()):
+    raise InputError("several adapters are attached; save each before attaching it")
+  found = {path: node for path, node in nodes.items() if adapters.is_adapted(node)}
+  if not found:
+    raise InputError("nothing is adapted: there is no adapter to save")
+  for path, node in found.items():
+    node.adapter.check(path, adapters.weight_shape(path, node))
+    if isinstance(node.adapter, adapters.VeRA) and not node.adapter.owns(node.frozen):
+      raise InputError(
+        f"VeRA on {path} came from PEFT with random matrices of its own, which this "
+        'format does not hold; save it with format="peft"'
+      )
 
 
 def load_adapter(params, directory):

@@ -106,7 +106,9 @@ def _by_group(make_one, groups):
       rules[group] = re.compile(fields["match"])
     except re.error as e:
       raise InputError(f"optim.groups.{group}.match is no regex: {e}") from e
-    times[group] = float(fields["times"])
+    times[group] = fields["times"]
+    if not isinstance(times[group], int | float) or not times[group] > 0:
+      raise InputError(f"optim.groups.{group}.times {times[group]!r} is not above 0")
 
   def labels(trainable):
     used = set()

@@ -15,6 +15,7 @@ from jaxpeft.errors import InputError
 # Largest difference of logits, as a share of their deviation: rounding weights to 8
 # bits of mantissa moves every logit a little, float32 hardly.
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.75}
+_SHARE = 0.5  # of what the adapter changes on average, that may be lost on average
 _ROWS, _TOKENS = 16, 128
 
 
@@ -23,6 +24,7 @@ class Parity(NamedTuple):
 
   difference: float  # largest of |difference of logits|
   deviation: float  # standard deviation of the logits
+  mean: float  # of |difference of logits|
   agreement: float  # share of tokens with the same likeliest next one
 
   def __str__(self) -> str:
@@ -34,14 +36,15 @@ class Parity(NamedTuple):
 
 def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
   """Parity on rows of token ids."""
-  worst, same, count, spread = 0.0, 0, 0, []
+  worst, same, count, spread, means = 0.0, 0, 0, [], []
   for row in rows:
     a, b = (np.asarray(m(np.asarray(row)[None]))[0] for m in (one, other))
-    worst = max(worst, float(np.abs(a - b).max()))
+    worst = float(np.maximum(worst, np.abs(a - b).max()))  # a NaN stays one
+    means.append(np.abs(a - b).mean())
     same += int((a.argmax(-1) == b.argmax(-1)).sum())
     count += len(row)
     spread.append(a.std())
-  return Parity(worst, float(np.mean(spread)), same / count)
+  return Parity(worst, float(np.mean(spread)), float(np.mean(means)), same / count)
 
 
 def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
@@ -80,7 +83,8 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
       )
       lost = max(errors.values())
       back = base.replace(params=export.load_adapter(base.params, tmp))
-    parity = compare(tuned, back, _rows(config, base))
+    rows = _rows(config, base)
+    parity = compare(tuned, back, rows)
     limit = _TOLERANCE[dtype or config.model.dtype] * parity.deviation
     limit = limit if tolerance is None else tolerance
     text = str(parity)
@@ -89,6 +93,14 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
     if not parity.difference <= limit:
       raise InputError(
         f"not exported: {text}. The limit is {limit:.2g}; --tolerance sets another"
+      )
+    exact = parity.difference <= _TOLERANCE["float32"] * parity.deviation
+    change = compare(tuned, base, rows).mean
+    if tolerance is None and not exact and not parity.mean <= _SHARE * change:
+      raise InputError(
+        f"not exported: {text}, on average by {parity.mean:.2g}, where the adapter "
+        f"itself changes them by {change:.2g}: rounding would lose it. Export with "
+        "--dtype=float32, or set a --tolerance"
       )
     if directory.exists():
       directory.rmdir()

@@ -585,6 +585,7 @@ def test_svd_cache_is_used_and_a_damaged_entry_is_made_again(tmp_path, monkeypat
     ({LINEARS: jaxpeft.LoRA(), ".*/q": jaxpeft.Full()}, "two adapter rules match"),
     ({".*/norm/.*": jaxpeft.LoRA()}, "takes matrices"),
     ({LINEARS: jaxpeft.LoRA(rank=129)}, "rank 129 is not between"),
+    ({LINEARS: jaxpeft.PiSSA(alpha=0.0)}, "alpha 0.0"),
     ({LINEARS: jaxpeft.SVFT(rank=129)}, "rank 129 is not between"),
     ({LINEARS: jaxpeft.SVFT(off_diagonals=128)}, "off_diagonals 128"),
   ],

@@ -73,6 +73,27 @@ def test_summary_is_the_mean_with_the_interval_of_the_problems():
   assert "60.0% | 53.1% to 66.5% | 50.0% to 70.0%" in compare.table([row])
 
 
+def test_a_learning_rate_that_diverges_is_the_worst_of_the_grid(tmp_path, monkeypatch):
+  monkeypatch.setattr(compare, "TRAIN", tmp_path / "train.py")
+  # A stand-in for train.py: diverges at the largest learning rate.
+  (tmp_path / "train.py").write_text("""
+import json, pathlib, sys
+args = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+out = pathlib.Path(args["workdir"]); out.mkdir(parents=True, exist_ok=True)
+lr = float(args["config.optim.lr"])
+line = dict(step=1, not_finite=0) if lr > 0.05 else dict(
+  step=2, final=True, accuracy=0.5, problems=8, eval_loss=lr, adapter_bytes=4,
+  trainable_parameters=1, peak_memory_bytes=1)
+(out / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+sys.exit(2 if lr > 0.05 else 0)
+""")
+  config = str(ROOT / "configs" / "lora.py")  # its own lr is 1e-2
+  text = compare.compare([config], 2, [1.0, 10.0], tmp_path / "out", [])
+  assert "| lora | 1 | 50.0% |" in text
+  with pytest.raises(InputError, match="diverged at every"):
+    compare.compare([config], 1, [10.0], tmp_path / "two", [])
+
+
 @pytest.mark.parametrize(
   ("configs", "seeds", "times", "message"),
   [

@@ -61,6 +61,8 @@ def test_a_group_has_its_own_learning_rate():
     (dict(x=dict(match=".*/theta/b")), "needs `match`"),
     (dict(x=dict(match="(", times=2)), "no regex"),
     (dict(x=dict(match="nothing", times=2)), "matches nothing"),
+    (dict(x=dict(match=".*", times="x")), "is not above 0"),
+    (dict(x=dict(match=".*", times=-1)), "is not above 0"),
     (dict(x=dict(match=".*", times=2), y=dict(match=".*/b", times=3)), "all match"),
   ],
 )

@@ -261,6 +261,69 @@ def test_ia3_of_the_paper_opens_in_peft(model, folder, tmp_path):
     near(logits(theirs), base_.replace(params=params)(TOKENS))
 
 
+def test_copies_of_base_weights_in_a_file_are_compared(tmp_path):
+  families.save("qwen2", tmp_path)
+  model = jaxpeft.load(str(tmp_path), dtype="float32")
+  config = peft.LoraConfig(r=4, target_modules=["k_proj", "lm_head"])
+  theirs = their_adapter(tmp_path, config, tmp_path / "theirs")
+  params = jaxpeft.load_adapter(model.params, tmp_path / "theirs")
+  near(model.replace(params=params)(TOKENS), logits(theirs))
+  other = {**model.params, "head": model.params["head"] + 0.1}
+  with pytest.raises(InputError, match="another base's weight"):
+    jaxpeft.load_adapter(other, tmp_path / "theirs")
+
+
+def test_what_could_not_be_loaded_is_not_saved(model, tmp_path):
+  lora = adapted(model, jaxpeft.LoRA(rank=20))
+  attached = jaxpeft.attach(model.params, "one", lora)
+  for params, message in (
+    (model.params, "nothing is adapted"),
+    (attached, "are attached"),
+    (jaxpeft.blend([lora, lora]), "rank 40 is not between"),
+  ):
+    with pytest.raises(InputError, match=message):
+      jaxpeft.save_adapter(params, tmp_path / "out")
+  (tmp_path / "thesis.txt").write_text("all of it")
+  with pytest.raises(InputError, match=r"holds other files, e\.g\. thesis\.txt"):
+    jaxpeft.save_adapter(lora, tmp_path)
+  assert (tmp_path / "thesis.txt").exists()
+
+
+def test_their_vera_is_not_saved_as_ours(model, folder, tmp_path):
+  their_adapter(folder, SHARED["vera"][1](), tmp_path)
+  params = jaxpeft.load_adapter(model.params, tmp_path)
+  with pytest.raises(InputError, match="random matrices of its own"):
+    jaxpeft.save_adapter(params, tmp_path / "out")
+  jaxpeft.save_adapter(params, tmp_path / "peft", "peft")
+  again = jaxpeft.load_adapter(model.params, tmp_path / "peft")
+  near(model.replace(params=again)(TOKENS), model.replace(params=params)(TOKENS), 1e-5)
+
+
+def test_parity_sees_nan_and_a_lost_adapter(model):
+  from jaxpeft import parity
+
+  nan = model.replace(params=jax.tree.map(lambda x: x * np.nan, model.params))
+  assert np.isnan(parity.compare(model, nan, [TOKENS[0]]).difference)
+  tuned = model.replace(params=adapted(model, jaxpeft.LoRA(rank=4)))
+  found = parity.compare(tuned, model, [TOKENS[0]])
+  want = np.abs(tuned(TOKENS[:1]) - model(TOKENS[:1]))
+  assert found.mean == pytest.approx(float(want.mean()), rel=1e-4)
+  assert found.difference == pytest.approx(float(want.max()), rel=1e-4)
+
+
+def test_ia3_behind_a_bias_is_refused(tmp_path):
+  families.save("qwen2", tmp_path)
+  model = jaxpeft.load(str(tmp_path), dtype="float32")
+  rules = {"layers_.*/attn/k": jaxpeft.IA3()}
+  params = jaxpeft.adapt(model.params, rules, jax.random.key(0))
+  with pytest.raises(InputError, match="PEFT scales the bias"):
+    jaxpeft.save_adapter(params, tmp_path / "out", "peft")
+  config = peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+  their_adapter(tmp_path, config, tmp_path / "theirs")
+  with pytest.raises(InputError, match="PEFT scales the bias"):
+    jaxpeft.load_adapter(model.params, tmp_path / "theirs")
+
+
 def edited(tmp_path, **changes):
   path = tmp_path / "adapter_config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -275,6 +338,8 @@ def edited(tmp_path, **changes):
     (dict(init_lora_weights="pissa_niter_4"), "pissa_niter_4"),
     (dict(use_dora=True), "lora_magnitude_vector"),
     (dict(r=5), "the model needs"),
+    (dict(r=None), "is damaged"),
+    (dict(rank_pattern={"(": 3}), "is damaged"),
   ],
 )
 def test_what_cannot_be_read_is_refused(changes, message, model, tmp_path):

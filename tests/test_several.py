@@ -121,6 +121,11 @@ def test_what_cannot_be_attached_is_refused(model):
   ):
     with pytest.raises(InputError, match=message):
       jaxpeft.attach(params, name, adapted)
+  some = jaxpeft.attach(
+    model.params, "one", tuned(model, jaxpeft.LoRA(), 1, match="layers_.*/attn/q")
+  )
+  with pytest.raises(InputError, match="which those attached do not"):
+    jaxpeft.attach(some, "two", tuned(model, jaxpeft.LoRA(), 1))
   for adapter in (jaxpeft.PiSSA(rank=4), jaxpeft.SVF(), jaxpeft.Full()):
     with pytest.raises(InputError, match="does not keep the base"):
       jaxpeft.attach(model.params, "one", tuned(model, adapter, 1))
@@ -243,6 +248,14 @@ def test_dare_drops_other_entries_with_another_key(model):
   for how in ("dare_linear", "dare_ties", "dare_linear_svd"):
     np.testing.assert_array_equal(blend(0, how), blend(0, how))
     assert np.abs(blend(0, how) - blend(1, how)).max() > 1e-3
+
+
+def test_blends_of_other_bases_are_refused_also_on_other_weights(model):
+  other = model.replace(params=jax.tree.map(lambda x: 1.1 * x, model.params))
+  one = tuned(model, jaxpeft.LoRA(), 1, match="layers_.*/attn/q")
+  two = tuned(other, jaxpeft.LoRA(), 2, match="layers_.*/attn/k")
+  with pytest.raises(InputError, match="another base"):
+    jaxpeft.blend([one, two])
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ METHODS = {
 
 __all__ = [*METHODS, "METHODS", "Adapted", "Adapter", "Count", "adapt", "count"]
 __all__ += ["describe", "from_config", "from_description", "is_adapted", "is_stacked"]
-__all__ += ["attach", "blend", "detach", "is_attached", "match", "merge", "select"]
+__all__ += ["attach", "blend", "detach", "is_attached", "match", "merge", "nodes"]
+__all__ += ["select", "weight_shape"]
 
 
 class Count(NamedTuple):
@@ -236,6 +237,20 @@ def _merge(node, stacked, dtype):
 def _leaves(params) -> dict:
   leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_adapted)
   return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+
+
+def nodes(params) -> dict:
+  """{path: leaf or weight node} of a tree."""
+  is_leaf = lambda x: is_adapted(x) or is_attached(x)  # noqa: E731
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+
+
+def weight_shape(path: str, node: Adapted) -> tuple[int, ...]:
+  """Of the weight that an adapted node stands for, without the axis of layers."""
+  return jax.eval_shape(lambda n: _merge(n, is_stacked(path), jnp.float32), node).shape[
+    is_stacked(path) :
+  ]
 
 
 def is_stacked(path: str) -> bool:

@@ -57,12 +57,15 @@ def attach(params, name: str, adapted):
       than those there, or of methods that change the base itself.
   """
   found = []
+  several = any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_attached))
 
   def one(path, node, new):
     if not is_adapted(new):
       if is_attached(node):
         raise InputError(f"{name} does not adapt {_key(path)}, as those attached do")
       return node
+    if several and not is_attached(node):
+      raise InputError(f"{name} adapts {_key(path)}, which those attached do not")
     found.append(path)
     return _add(_key(path), node, name, new)
 

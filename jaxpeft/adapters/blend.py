@@ -58,18 +58,23 @@ def blend(
 
   def one(path, *nodes):
     path = jax.tree_util.keystr(path, simple=True, separator="/")
+    bases = [base for base in map(_base, nodes) if base is not None]
+    for base in bases[1:]:
+      check_same(path, "one of the adapters", dict(w=bases[0]), dict(w=base))
     parts = [(n, w) for n, w in zip(nodes, weights, strict=True) if is_adapted(n)]
     if not parts:
       return nodes[0]
-    for node, _ in parts[1:]:
-      base = {k: x for k, x in parts[0][0].frozen.items() if k == "w"}
-      check_same(path, "one of the adapters", base, node.frozen)
     if how == "sum":
       return _sum(path, parts)
     own = jax.random.fold_in(key, zlib.crc32(path.encode()))
     return _merge_lora(path, parts, how, density, rank, own)
 
   return jax.tree_util.tree_map_with_path(one, *trees, is_leaf=is_adapted)
+
+
+def _base(node):
+  """The base's array, where a tree still has it; a PiSSA's frozen part counts too."""
+  return node.frozen.get("w") if is_adapted(node) else node
 
 
 # ---- exact sums -------------------------------------------------------------------

@@ -38,7 +38,7 @@ class DoRA(LoRA):
   def merge(self, frozen, theta):
     """(W + c A B) m / norm."""
     w = super().merge(frozen, theta)
-    return w * (theta["m"] / jnp.linalg.norm(w, axis=0))
+    return w * (theta["m"] / jnp.maximum(jnp.linalg.norm(w, axis=0), 1e-15))
 
   def identity(self, frozen, theta):
     """No update, and the norms of W's columns."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Adapter, check_rank, float32, low_rank
+from jaxpeft.errors import InputError
 from jaxpeft.linear import linear
 
 
@@ -32,8 +33,10 @@ class LoRA(Adapter):
   dims: ClassVar = dict(w="io", a="ir", b="ro")
 
   def check(self, path, shape):
-    """Refuses a rank below 1 or above that of the weight."""
+    """Refuses a rank below 1 or above that of the weight, or an alpha of nothing."""
     check_rank(self.rank, path, shape)
+    if not self.alpha > 0:
+      raise InputError(f"alpha {self.alpha} of the adapter on {path} is not above 0")
 
   @property
   def scale(self) -> float:

@@ -65,6 +65,13 @@ class VeRA(Adapter):
     """(a, b) with W' = W + a b."""
     return float32(frozen["a"]) * theta["d"], float32(frozen["b"]) * theta["e"]
 
+  def owns(self, frozen) -> bool:
+    """Whether a and b are those of `seed`."""
+    a, b = frozen["a"], frozen["b"]
+    own = random_pair(self.seed, self.rank, a.shape[-2], b.shape[-1])
+    pairs = zip(own, (a, b), strict=True)
+    return all(jnp.allclose(x.astype(y.dtype), y, atol=1e-2) for x, y in pairs)
+
 
 def random_pair(seed: int, rank: int, rows: int, cols: int):
   """(a [rows, rank], b [rank, cols]): the corners of two endless uniform matrices.

@@ -25,8 +25,17 @@ def save(directory, trainable, meta: dict):
     directory: e.g. runs/NAME/adapter.
     trainable: the trainable partition.
     meta: JSON; `load` needs its "fingerprint" of the frozen partition.
+  Raises:
+    InputError: the directory holds anything else.
   """
   directory = pathlib.Path(directory)
+  if directory.is_dir():
+    others = sorted({file.name for file in directory.iterdir()} - {_THETA, _META})
+    if others:
+      raise InputError(
+        f"{directory} holds other files, e.g. {others[0]}; an adapter gets a directory "
+        "of its own"
+      )
   directory.parent.mkdir(parents=True, exist_ok=True)
   tmp = pathlib.Path(tempfile.mkdtemp(dir=directory.parent, prefix=".adapter-"))
   flat = {k: np.asarray(x) for k, x in partitions.flatten(trainable).items()}
@@ -100,7 +109,7 @@ def check_base(saved: dict, now: dict, place):
   if different:
     shown = ", ".join(different[:3]) + (" ..." if len(different) > 3 else "")
     raise InputError(
-      f"{place} was trained on another base (or other singular vectors of it): "
-      f"{len(different)} of {len(now)} frozen leaves differ, e.g. {shown}; "
-      "set config.model.source to the one it was trained on"
+      f"{place} was trained on another base (or other singular vectors of it, or was "
+      f"adapted with another key): {len(different)} of {len(now)} leaves differ, "
+      f"e.g. {shown}; use the base, seed or key that it was trained with"
     )

@@ -36,7 +36,7 @@ _COMMON = dict(
 
 
 def save(directory, params, base=None, rank: int | None = None, base_name="") -> dict:
-  """Writes the adapters of `params` as PEFT's; all or nothing.
+  """Writes the adapters of `params` as PEFT's.
 
   Args:
     directory: to be made, or to have its adapter replaced.
@@ -58,6 +58,12 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
       f"{wrong[0]} is adapted, and PEFT's format holds adapters of projections only; "
       "export merged weights instead (format hf)"
     )
+  every = hf_names.modules(params)
+  if rank is None and all(
+    isinstance(n.adapter, adapters.IA3) for n, _ in nodes.values()
+  ):
+    for path, (node, _) in nodes.items():
+      _check_bias(path, node.adapter, every)
   kinds = {type(node.adapter).__name__ for node, _ in nodes.values()}
   write = (
     peft_methods.WRITERS.get(next(iter(kinds)), peft_methods.write_lora)
@@ -65,7 +71,7 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
     else peft_methods.write_lora
   )
   config, tensors, errors = write(nodes, hf_names.modules(base or {}), rank)
-  every = [n for _, names in hf_names.modules(params).values() for n in names]
+  every = [n for _, names in every.values() for n in names]
   mine = [n for _, names in nodes.values() for n in names]
   config |= dict(target_modules=_targets(mine, every))
   if "feedforward_modules" in config:  # PEFT wants them named as among the targets
@@ -84,6 +90,7 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
     }
     safetensors.numpy.save_file(flat, tmp / WEIGHTS, {"format": "pt"})
     (tmp / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (directory / CONFIG).unlink(missing_ok=True)  # a kill leaves none, not a mixture
     for name in (WEIGHTS, CONFIG):
       (tmp / name).chmod(0o644)
       (tmp / name).replace(directory / name)
@@ -103,6 +110,8 @@ def load(directory, params):
     flat = safetensors.numpy.load_file(directory / WEIGHTS)
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise InputError(f"cannot read the PEFT adapter in {directory}: {e}") from e
+  if not isinstance(config, dict):
+    raise InputError(f"{directory / CONFIG} is no JSON object")
   kind = config.get("peft_type")
   if kind not in peft_methods.READERS:
     raise InputError(
@@ -113,7 +122,8 @@ def load(directory, params):
     raise InputError(f"{directory}: {on or ['bias']} in {CONFIG} is not supported")
   tensors = _Tensors(directory, flat)
   rules, fill = {}, {}
-  for path, (leaf, names) in hf_names.modules(params).items():
+  every = hf_names.modules(params)
+  for path, (leaf, names) in every.items():
     if adapters.is_adapted(leaf):
       raise InputError(f"{path} is adapted already; load {directory} onto the base")
     have = [name for name in names if tensors.has(name)]
@@ -124,9 +134,13 @@ def load(directory, params):
         f"{directory} adapts {len(have)} of the {len(names)} layers of {path}; load "
         "the model with `groups` that separate them"
       )
-    adapter, leaves = peft_methods.READERS[kind](
-      config, tensors, names, leaf, directory
-    )
+    _check_copies(tensors, names, leaf)
+    try:
+      read = peft_methods.READERS[kind]
+      adapter, leaves = read(config, tensors, names, leaf, directory)
+    except (KeyError, TypeError, AttributeError, re.error) as e:
+      raise InputError(f"{directory / CONFIG} is damaged: {e!r}") from e
+    _check_bias(path, adapter, every)
     rules[re.escape(path)], fill[path] = adapter, leaves
   tensors.check_empty()
   if not rules:
@@ -151,6 +165,26 @@ def load(directory, params):
   return jax.tree_util.tree_map_with_path(put, adapted, is_leaf=adapters.is_adapted)
 
 
+def _check_bias(path: str, adapter, every):
+  """Refuses (IA)3 behind a bias, which PEFT scales and jaxpeft does not."""
+  bias = re.sub("/(attn|mlp)/", "/bias/", path)
+  if isinstance(adapter, adapters.IA3) and adapter.on == "output" and bias in every:
+    raise InputError(
+      f"(IA)3 on the output of {path}, which has a bias: PEFT scales the bias too, so "
+      "the results would differ; use merged weights (format hf)"
+    )
+
+
+def _check_copies(tensors, names, leaf):
+  """Takes copies of base weights (PEFT adds the head's) if they are the model's."""
+  for name in names:
+    copy = f"{name}.base_layer.weight"
+    if not tensors.has_tensor(copy):
+      continue
+    if leaf.ndim != 2 or not np.allclose(tensors.pop(copy).T, leaf, atol=1e-2):
+      raise InputError(f"{tensors.directory} holds another base's weight: {copy}")
+
+
 class _Tensors:
   """The file's tensors by module name; what nobody takes is an error."""
 
@@ -161,6 +195,9 @@ class _Tensors:
 
   def has(self, module: str) -> bool:
     return module in self.modules
+
+  def has_tensor(self, name: str) -> bool:
+    return _PREFIX + name in self.flat
 
   def shared(self, key: str):
     """A tensor that all modules use."""

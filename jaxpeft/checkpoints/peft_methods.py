@@ -82,7 +82,7 @@ def _read_lora(config, tensors, names, leaf, directory):
   for name in names:
     r = _pattern(config.get("rank_pattern"), name, config["r"])
     alpha = _pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
-    shapes.add((r, float(alpha)))
+    shapes.add((int(r), float(alpha)))
     own = dict(a=tensors.pop(f"{name}.lora_A.weight").T)
     own |= dict(b=tensors.pop(f"{name}.lora_B.weight").T)
     if method is adapters.DoRA:
