@@ -1,6 +1,6 @@
 """Exact, randomised and torch's low-rank SVD of LLaMA2-7B-shaped weights, in one run.
 
-  python benchmarks/svd_init.py [--ranks 16 64 128] [--iterations 4] [--full]
+  python benchmarks/svd_init.py [--ranks 16 64 128] [--iterations 6] [--full]
 
 What an initialisation of PiSSA or LoRA-XS costs. The weights are synthetic, with
 singular values i^-0.7 + 0.01, which decay as slowly as trained ones do. "captured" is
@@ -63,7 +63,7 @@ def main():
   """Measures and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 128])
-  parser.add_argument("--iterations", type=int, default=4)
+  parser.add_argument("--iterations", type=int, default=6)
   parser.add_argument("--full", action="store_true")
   args = parser.parse_args()
   print(f"{os.cpu_count()} cores, {args.iterations} power iterations, float32")

@@ -547,6 +547,17 @@ def test_randomised_svd_is_as_near_as_torchs(shape, iterations):
   np.testing.assert_allclose(exact[1], spectrum[:8], rtol=1e-4)
 
 
+@pytest.mark.parametrize("spectrum", [[1.0] * 3, [], 10.0 ** -np.arange(20)])
+def test_randomised_svd_of_a_singular_weight(spectrum):
+  u, v = (np.linalg.qr(weight((n, 20)))[0] for n in (60, 90))
+  spectrum = np.pad(spectrum, (0, 20 - len(spectrum)))
+  w = jnp.asarray((u * spectrum) @ v.T, jnp.float32)
+  u, s, vt = svd.randomised(jax.random.key(0), w, 12, 4)
+  np.testing.assert_allclose((u * s) @ vt, w, atol=3e-6)
+  for basis in (u.T, vt):
+    np.testing.assert_allclose(basis @ basis.T, np.eye(12), atol=1e-4)
+
+
 def test_canonical_signs_undo_a_flip_and_the_fingerprint_sees_one():
   u, s, vt = svd.exact(weight((24, 30)))
   flipped = svd.canonical_signs(u.at[:, 3].mul(-1), s, vt.at[3].mul(-1))
