@@ -74,7 +74,12 @@ def main(argv):
     before = answer(base, "base model")
     samples = [record["text"] for record in before.records[:3]]
     logs.write(0, base_accuracy=before.accuracy[e.answer], base_samples=samples)
-  run = build.adapt(config, base)
+  new = store.latest is None
+  run = build.adapt(config, base, data.batches if new else None,
+                    None if new else workdir / "start")  # fmt: skip
+  beside = adapters.kept(run.frozen)  # of the start: saved beside theta
+  if new and beside:
+    adapter_files.save(workdir / "start", run.trainable, run.meta, beside)
   size = adapters.count(run.model.params)
   state = training.init_state(run.trainable, tx)
   # The weights as they were loaded, and theta's start, need not stay in memory.
@@ -107,7 +112,8 @@ def main(argv):
     store.save(state, dict(fingerprint=run.meta["fingerprint"], best=dict(best)))
 
   def save_adapter(directory, trainable, step):
-    adapter_files.save(workdir / directory, trainable, run.meta | dict(step=step))
+    meta = run.meta | dict(step=step)
+    adapter_files.save(workdir / directory, trainable, meta, beside)
 
   def hold_out(state, step):
     params = partitions.combine(state.trainable, run.frozen)

@@ -28,6 +28,8 @@ METHODS = {
   "MiLoRA r=16": jaxpeft.MiLoRA(rank=16, alpha=16.0),
   "OLoRA r=16": jaxpeft.OLoRA(rank=16, alpha=16.0),
   "NoRA r=16": jaxpeft.NoRA(rank=16, alpha=16.0),
+  "LoRA-GA r=16": jaxpeft.LoRAGA(rank=16, alpha=16.0),
+  "LoRA-One r=16": jaxpeft.LoRAOne(rank=16, alpha=16.0),
   "LoRA-XS r=64": jaxpeft.LoRAXS(rank=64, alpha=64.0, iterations=4),
   "SVF": jaxpeft.SVF(),
   "SVFT plain": jaxpeft.SVFT("plain"),
@@ -45,9 +47,8 @@ def contestant(adapter):
   config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
   net = jaxpeft.Transformer(config)
   params = model.init(net, 0)
-  params = jaxpeft.adapt(
-    params, {"layers_.*/(attn|mlp)/.*": adapter}, jax.random.key(0)
-  )
+  rules = {"layers_.*/(attn|mlp)/.*": adapter}
+  params = jaxpeft.adapt(params, rules, jax.random.key(0), gradients={})
   held = sum(x.nbytes for x in jax.tree.leaves(params))
   trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
   tx = optax.adamw(1e-4)

@@ -3,12 +3,13 @@
 import importlib
 
 _WHERE = {
-  "adapters": "DoRA Full IA3 LoRA LoRAXS MiLoRA NoRA OLoRA PiSSA SVF SVFT VeRA "
-  "Adapted Adapter adapt attach blend count detach merge select",
+  "adapters": "DoRA Full IA3 LoRA LoRAGA LoRAOne LoRAXS MiLoRA NoRA OLoRA PiSSA SVF "
+  "SVFT VeRA Adapted Adapter adapt attach blend count detach merge select",
   "build": "load_run",
   "errors": "InputError",
   "export": "load_adapter save_adapter save_hf",
   "model": "Model load shapes",
+  "training": "gradients",
   "partitions": "combine partition trainable_mask",
   "transformer": "ModelConfig Transformer",
   "zoo": "SHAPES",

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxpeft import adapters, cli, model, partitions, svd, tasks
+from jaxpeft import adapters, cli, log, model, partitions, svd, tasks, training
 from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.data import batches, encode, sources
 from jaxpeft.errors import InputError, unknown
@@ -82,24 +82,52 @@ def check(config, base_model: model.Model, tx=None):
 
 
 def _trainable_state(params, rules, tx):
-  params = adapters.adapt(params, rules, jax.random.key(0))
+  params = adapters.adapt(params, rules, jax.random.key(0), gradients={})
   return tx.init(partitions.partition(params, partitions.trainable_mask(params))[0])
 
 
-def adapt(config, base_model: model.Model) -> Run:
+def adapt(config, base_model: model.Model, batches=None, start=None) -> Run:
   """The model adapted by `config.adapt`.
 
+  Args:
+    config: of the run.
+    base_model: its base.
+    batches: its training batches, where a method starts from their gradients.
+    start: directory of an adapter of this run, for what is kept of its start; its theta
+      is left to the caller. Give this or `batches`.
   Raises:
     InputError: an adapter that does not fit; see `adapters.match`.
   """
   rules = adapters.from_config(config.adapt)
   # Its own stream: the adapter's draws do not follow those of a random model.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  params = adapters.adapt(base_model.params, rules, key)
+  gradients = _gradients(config, base_model, rules, batches) if batches else {}
+  params = adapters.adapt(base_model.params, rules, key, gradients)
+  if start is not None:
+    params = adapter_files.load_kept(start, params)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   mark = svd.fingerprint(partitions.flatten(frozen))
   meta = adapter_files.describe(params, key, mark) | dict(base=config.model.source)
   return Run(base_model.replace(params=params), trainable, frozen, meta)
+
+
+def _gradients(config, base_model, rules, batches) -> dict:
+  """Of the weights whose adapters start from them, each from as many as it says."""
+  found = adapters.match(base_model.params, rules)
+  needy = {path: a.batches for path, a in found.items() if a.needs_gradient}
+  if not needy:
+    return {}
+  out = {}
+  for count in sorted(set(needy.values())):
+    log.note(f"gradient of {count} batches, from which the adapter starts ...")
+    micro = (
+      {k: x[i] for k, x in training.split(batches[n], config.train.accumulate).items()}
+      for n in range(count)
+      for i in range(config.train.accumulate)
+    )
+    paths = [path for path in needy if needy[path] == count]
+    out |= training.gradients(base_model.transformer, base_model.params, paths, micro)
+  return out
 
 
 def load_run(workdir, config=None, base_model=None) -> model.Model:
@@ -119,7 +147,7 @@ def load_run(workdir, config=None, base_model=None) -> model.Model:
       f"{workdir} has no adapter/: its training is not finished; "
       "run the same train.py command to go on"
     )
-  run = adapt(config, base_model or base(config))
+  run = adapt(config, base_model or base(config), start=folder)
   trainable = adapter_files.load(folder, run.trainable, run.meta["fingerprint"])
   return run.model.replace(params=partitions.combine(trainable, run.frozen))
 

@@ -56,7 +56,8 @@ def save_adapter(
   _check_savable(params)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   mark = svd.fingerprint(partitions.flatten(frozen))
-  own.save(directory, trainable, own.describe(params, key, mark))
+  meta = own.describe(params, key, mark)
+  own.save(directory, trainable, meta, adapters.kept(params))
   return dict.fromkeys(adapters.describe(params), 0.0)
 
 
@@ -92,7 +93,8 @@ def load_adapter(params, directory):
     key = jax.random.wrap_key_data(jnp.array(meta["key"], jnp.uint32))
   except (KeyError, TypeError, ValueError) as e:
     raise InputError(f"{directory} does not say which adapters it holds: {e}") from e
-  adapted = adapters.adapt(params, rules, key)
+  adapted = adapters.adapt(params, rules, key, gradients={})
+  adapted = own.load_kept(directory, adapted)
   trainable, frozen = partitions.partition(adapted, partitions.trainable_mask(adapted))
   mark = svd.fingerprint(partitions.flatten(frozen))
   return partitions.combine(own.load(directory, trainable, mark), frozen)

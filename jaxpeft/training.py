@@ -1,5 +1,6 @@
 """One optimiser step, as a pure function of state, frozen partition and batch."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -83,6 +84,41 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0):
     return new, metrics
 
   return jax.jit(step, donate_argnums=0)
+
+
+def gradients(transformer, params, paths, batches) -> dict:
+  """{path: float32 gradient of the mean loss}: starts of LoRA-GA and LoRA-One.
+
+  Needs the memory of these gradients twice over, beside the weights.
+
+  Args:
+    transformer: the model.
+    params: of the base, not adapted.
+    paths: of the weights, e.g. the keys of `adapters.match`.
+    batches: iterable of batches as of `data.batches`; the mean is over their
+      supervised tokens.
+  """
+  wanted = set(paths)
+  mask = partitions.unflatten(
+    {path: path in wanted for path in partitions.flatten(params)}, params
+  )
+  chosen, rest = partitions.partition(params, mask)
+
+  def loss_fn(chosen, rest, batch):
+    return loss_sum(transformer, partitions.combine(chosen, rest), batch)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def add(total, chosen, rest, batch):
+    (_, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(chosen, rest, batch)
+    return jax.tree.map(lambda t, g: t + g, total, (tokens, grads))
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), chosen)
+  total = (jnp.float32(0), zeros)
+  for batch in batches:
+    total = add(total, chosen, rest, batch)
+  tokens, grads = total
+  grads = jax.tree.map(lambda g: g / tokens, grads)
+  return partitions.flatten(grads)
 
 
 def _accumulate(grad_fn, trainable, frozen, batch):

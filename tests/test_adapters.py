@@ -31,6 +31,8 @@ ADAPTERS = {
   "milora": jaxpeft.MiLoRA(rank=4, alpha=8.0),
   "olora": jaxpeft.OLoRA(rank=4, alpha=8.0),
   "nora": jaxpeft.NoRA(rank=4, alpha=8.0),
+  "lora-ga": jaxpeft.LoRAGA(rank=4, alpha=8.0),
+  "lora-one": jaxpeft.LoRAOne(rank=4, alpha=8.0),
   "loraxs": jaxpeft.LoRAXS(rank=4, alpha=8.0),
   "loraxs-ref": jaxpeft.LoRAXS(rank=4, alpha=4.0, start="reference", iterations=10),
   "svf": jaxpeft.SVF(),
@@ -41,7 +43,7 @@ ADAPTERS = {
   "ia3-input": jaxpeft.IA3(on="input"),
 }
 # How far the reference's start is from W, as a share of W's norm; others are at W.
-START = {"loraxs-ref": 3e-4, "svf-ref": 1e-2}
+START = {"loraxs-ref": 3e-4, "svf-ref": 1e-2, "lora-one": 2e-2}
 # These freeze what is left of W, which is rounded to W's dtype.
 ROUNDED = ("pissa", "pissa-fast", "milora", "olora")
 SHAPES = [(24, 24), (24, 40), (100, 30)]
@@ -53,6 +55,19 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 def weight(shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape) / np.sqrt(shape[0])
+
+
+def start(adapter, w, seed=0):
+  """`init`, with a gradient where the method takes one."""
+  gradient = (weight(w.shape, seed=7),) if adapter.needs_gradient else ()
+  return adapter.init(jax.random.key(seed), w, *gradient)
+
+
+def adapt(params, adapter):
+  """`jaxpeft.adapt` of all projections, with gradients of noise."""
+  leaves = partitions.flatten(params)
+  gradients = {path: weight(x.shape, seed=7) for path, x in leaves.items()}
+  return jaxpeft.adapt(params, {LINEARS: adapter}, jax.random.key(0), gradients)
 
 
 def perturbed(theta, seed=1, scale=0.3):
@@ -75,7 +90,7 @@ def model():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_init_gives_the_base_weight(name, shape, dtype):
   w = weight(shape).astype(dtype)
-  merged = ADAPTERS[name].merge(*ADAPTERS[name].init(jax.random.key(0), w))
+  merged = ADAPTERS[name].merge(*start(ADAPTERS[name], w))
   norm = jnp.linalg.norm(w.astype("float32"))
   away = float(jnp.linalg.norm(merged - w.astype("float32")) / norm)
   # Factors reproduce a float32 weight to rounding; a kept base is kept exactly.
@@ -87,7 +102,7 @@ def test_init_gives_the_base_weight(name, shape, dtype):
 @each
 @each_shape
 def test_apply_equals_x_times_merge(adapter, shape):
-  frozen, theta = adapter.init(jax.random.key(0), weight(shape))
+  frozen, theta = start(adapter, weight(shape))
   theta = perturbed(theta)
   x = jax.random.normal(jax.random.key(2), (2, 5, shape[0]))
   want = x @ adapter.merge(frozen, theta)
@@ -98,7 +113,7 @@ def test_apply_equals_x_times_merge(adapter, shape):
 
 @each
 def test_apply_keeps_the_dtype_of_x(adapter):
-  frozen, theta = adapter.init(jax.random.key(0), weight((24, 40)).astype("bfloat16"))
+  frozen, theta = start(adapter, weight((24, 40)).astype("bfloat16"))
   x = jnp.ones((3, 24), "bfloat16")
   assert adapter.apply(x, frozen, theta).dtype == jnp.bfloat16
   assert all(t.dtype == jnp.float32 for t in jax.tree.leaves(theta))
@@ -106,7 +121,7 @@ def test_apply_keeps_the_dtype_of_x(adapter):
 
 @each
 def test_dims_name_every_axis_of_every_leaf(adapter):
-  frozen, theta = adapter.init(jax.random.key(0), weight((24, 40)))
+  frozen, theta = start(adapter, weight((24, 40)))
   for name, leaf in (frozen | theta).items():
     assert len(adapter.dims[name]) == leaf.ndim, name
     for letter, size in zip(adapter.dims[name], leaf.shape, strict=True):
@@ -131,7 +146,7 @@ def test_sharded_by_its_dims_it_gives_the_same(adapter):
 
     return jax.value_and_grad(value)(theta)
 
-  frozen, theta = adapter.init(jax.random.key(0), weight((24, 40)))
+  frozen, theta = start(adapter, weight((24, 40)))
   theta = perturbed(theta)
   x = jax.random.normal(jax.random.key(2), (16, 24))
   spread = [{k: place(k, leaf) for k, leaf in part.items()} for part in (theta, frozen)]
@@ -154,9 +169,14 @@ def test_sharded_by_its_dims_it_gives_the_same(adapter):
 def test_stacked_init_equals_layer_by_layer_and_abstract(adapter, model):
   tree = {"layers_0": {"attn": {"q": jnp.stack([weight((24, 40), s) for s in (0, 1)])}}}
   rules, key = {".*": adapter}, jax.random.key(3)
-  concrete = jaxpeft.adapt(tree, rules, key)
-  traced = jax.jit(lambda t: jaxpeft.adapt(t, rules, key))(tree)
-  abstract = jax.eval_shape(lambda t: jaxpeft.adapt(t, rules, key), tree)
+  gradients = {"layers_0/attn/q": weight((2, 24, 40), 5)}
+
+  def adapt(tree, gradients):
+    return jaxpeft.adapt(tree, rules, key, gradients)
+
+  concrete = adapt(tree, gradients)
+  traced = jax.jit(adapt)(tree, gradients)
+  abstract = jax.eval_shape(adapt, tree, gradients)
   chex.assert_trees_all_equal_shapes_and_dtypes(concrete, abstract)
   chex.assert_trees_all_close(concrete, traced, atol=1e-5)
 
@@ -168,7 +188,7 @@ def test_stacked_init_equals_layer_by_layer_and_abstract(adapter, model):
 def test_only_theta_moves_and_one_trace_serves_all_steps(name, groups):
   adapter = ADAPTERS[name]
   model = jaxpeft.load("embedded", dtype="float32", groups=groups)
-  params = jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0))
+  params = adapt(model.params, adapter)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   before = jax.tree.map(np.array, frozen)
   tx = optax.adam(1e-2)
@@ -190,7 +210,7 @@ def test_only_theta_moves_and_one_trace_serves_all_steps(name, groups):
 
 @each
 def test_merged_model_gives_the_adapted_models_logits(adapter, model):
-  params = jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0))
+  params = adapt(model.params, adapter)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   params = partitions.combine(perturbed(trainable, scale=0.02), frozen)
   x = np.arange(30).reshape(2, 15)
@@ -486,6 +506,42 @@ def test_nora_starts_in_the_weights_column_space_and_olora_orthonormal():
   assert not theta["b"].any()
   b = jaxpeft.OLoRA(rank=4).init(jax.random.key(0), weight((40, 24)))[1]["b"]
   np.testing.assert_allclose(b @ b.T, np.eye(4), atol=1e-5)
+
+
+def test_starts_from_gradients_follow_their_formulas():
+  w, g = weight((24, 40)), weight((24, 40), 3)
+  u, s, vt = np.linalg.svd(g, full_matrices=False)
+  frozen, theta = jaxpeft.LoRAGA(rank=4, gamma=16.0).init(jax.random.key(0), w, g)
+  size = 40**0.25 / 4
+  spread = np.abs(theta["a"].T @ u[:, :8]) / size  # rows: ours, columns: theirs
+  np.testing.assert_allclose(np.square(spread[:, :4]).sum(1), 1, atol=2e-2)
+  spread = np.abs(theta["b"] @ vt[:8].T) / size
+  np.testing.assert_allclose(np.square(spread[:, 4:]).sum(1), 1, atol=0.1)
+  adapter = jaxpeft.LoRAOne(rank=4, alpha=8.0, gamma=128.0)
+  frozen, theta = adapter.init(jax.random.key(0), w, g)
+  want = -adapter.scale * (u[:, :4] * s[:4] / s[0]) @ vt[:4] / 128
+  np.testing.assert_allclose(adapter.merge(frozen, theta) - w, want, atol=1e-4)
+
+
+def test_gradients_are_of_the_mean_loss_and_asked_for(model):
+  batches = [jax.tree.map(lambda x: x[0], one_batch(rows, 20)) for rows in (1, 3)]
+  path = "layers_0/mlp/up"
+  got = training.gradients(model.transformer, model.params, [path], batches)
+  assert got.keys() == {path}
+
+  def mean(up):
+    layer = model.params["layers_0"]
+    layer = layer | {"mlp": layer["mlp"] | {"up": up}}
+    params = model.params | {"layers_0": layer}
+    sums = [training.loss_sum(model.transformer, params, batch) for batch in batches]
+    return sum(s[0] for s in sums) / sum(s[1] for s in sums)
+
+  want = jax.grad(mean)(model.params["layers_0"]["mlp"]["up"])
+  np.testing.assert_allclose(got[path], want, atol=1e-5 * float(jnp.abs(want).max()))
+  with pytest.raises(ValueError, match="starts from the loss's gradient"):
+    jaxpeft.adapt(model.params, {path: jaxpeft.LoRAOne()}, jax.random.key(0))
+  with pytest.raises(ValueError, match="twice the rank"):
+    jaxpeft.adapt(model.params, {path: jaxpeft.LoRAGA(rank=100)}, jax.random.key(0), {})
 
 
 def test_dora_norm_is_constant_to_the_gradient_and_needs_no_dense_weight():

@@ -229,6 +229,39 @@ def test_adapter_files_hold_theta_and_nothing_else(tmp_path):
   assert (tmp_path / "a/adapter.safetensors").stat().st_size < size + 4096
 
 
+def test_a_run_goes_on_from_the_gradients_it_started_from(tmp_path):
+  from jaxpeft import adapters, build, config
+
+  c = config.base()
+  c.data.limit, c.data.eval = 60, ""
+  main = dict(match=".*/attn/q", name="LoRAGA", rank=2, batches=2)
+  c.adapt.main, c.adapt.more = main, dict(match=".*/mlp/up", name="LoRAOne")
+  base = build.base(c)
+  batches = build.data(c, base).batches
+  run = build.adapt(c, base, batches)
+  kept = adapters.kept(run.frozen)
+  assert kept.keys() == {f"layers_0/attn/q/frozen/{name}" for name in ("a0", "b0")}
+  assert min(float(jnp.abs(x).max()) for x in kept.values()) > 0
+  adapter_files.save(tmp_path / "start", run.trainable, run.meta, kept)
+  again = build.adapt(c, base, start=tmp_path / "start")
+  chex.assert_trees_all_equal(again.frozen, run.frozen)
+  assert again.meta == run.meta
+  got = adapter_files.load(
+    tmp_path / "start", again.trainable, again.meta["fingerprint"]
+  )
+  chex.assert_trees_all_equal(got, run.trainable)
+  # As many microbatches as one likes: the gradient is of all tokens.
+  with c.unlocked():
+    c.train.accumulate = 4
+  micro = build.adapt(c, base, batches)
+  for path, x in adapters.kept(micro.frozen).items():
+    np.testing.assert_allclose(x, kept[path], atol=2e-3)
+  c.adapt.main.batches = 4
+  more = build.adapt(c, base, batches)
+  moved = adapters.kept(more.frozen)["layers_0/attn/q/frozen/a0"]
+  assert float(jnp.abs(moved - kept["layers_0/attn/q/frozen/a0"]).max()) > 1e-2
+
+
 def test_an_adapter_of_another_base_or_pattern_or_shape_is_refused(tmp_path):
   trainable, frozen = adapted()
   adapter_files.save(tmp_path / "a", trainable, dict(fingerprint=mark(frozen)))

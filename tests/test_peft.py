@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 families = pytest.importorskip("families")
+lora_ga = pytest.importorskip("peft.tuners.lora.loraga")
 
 ROOT = pathlib.Path(__file__).parents[1]
 LINEARS = "layers_.*/(attn|mlp)/.*"
@@ -94,7 +96,15 @@ def shaken(params, scale=0.1, seed=0):
 
 
 def adapted(model, adapter):
-  return shaken(jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0)))
+  return shaken(adapt(model, adapter))
+
+
+def adapt(model, adapter):
+  """`jaxpeft.adapt` of all projections; of a gradient of noise, where it takes one."""
+  leaves = partitions.flatten(model.params)
+  noise = {k: np.random.default_rng(5).normal(size=x.shape) for k, x in leaves.items()}
+  noise = {k: jnp.asarray(x, jnp.float32) for k, x in noise.items()}
+  return jaxpeft.adapt(model.params, {LINEARS: adapter}, jax.random.key(0), noise)
 
 
 def logits(theirs):
@@ -193,6 +203,8 @@ def test_one_step_moves_theta_as_in_peft(name, model, folder, tmp_path):
     (jaxpeft.PiSSA(rank=4, alpha=8.0), 8),
     (jaxpeft.MiLoRA(rank=4, alpha=8.0), 8),
     (jaxpeft.OLoRA(rank=4, alpha=8.0), 8),
+    (jaxpeft.LoRAGA(rank=4, alpha=8.0), 8),
+    (jaxpeft.LoRAOne(rank=4, alpha=8.0), 4),
   ],
   ids=lambda x: type(x).__name__,
 )
@@ -205,6 +217,72 @@ def test_other_methods_open_in_peft_as_exact_lora(
   assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == rank
   theirs = peft.PeftModel.from_pretrained(base(folder), tmp_path)
   near(logits(theirs), model.replace(params=params)(TOKENS), 5e-4)
+
+
+@pytest.mark.parametrize("adapter", [jaxpeft.LoRAGA(rank=4), jaxpeft.LoRAOne(rank=4)])
+def test_own_files_bring_back_a_start_from_gradients(adapter, model, tmp_path):
+  params = adapted(model, adapter)
+  jaxpeft.save_adapter(params, tmp_path)
+  again = jaxpeft.load_adapter(model.params, tmp_path)
+  chex.assert_trees_all_equal(again, params)
+  size = (tmp_path / "adapter.safetensors").stat().st_size
+  assert size < jaxpeft.count(params).bytes * (1 + len(adapter.keeps) / 2) + 5000
+
+
+def test_lora_ga_starts_where_pefts_does_and_its_conversion_opens(
+  model, folder, tmp_path
+):
+  config = peft.LoraConfig(
+    r=4,
+    lora_alpha=8,
+    target_modules=NAMES,
+    init_lora_weights="lora_ga",
+    lora_ga_config=peft.LoraGAConfig(stable_gamma=16, scale="stable"),
+  )
+  theirs, tokens = base(folder), torch.tensor(TOKENS)
+  lora_ga.preprocess_loraga(
+    theirs, config, lambda: theirs(input_ids=tokens, labels=tokens).loss.backward()
+  )
+  theirs = peft.get_peft_model(theirs, config)
+  batch = dict(
+    tokens=TOKENS[:, :-1],
+    targets=TOKENS[:, 1:],
+    weights=np.ones((2, 23), np.float32),
+    position=np.tile(np.arange(23), (2, 1)),
+    segment=np.ones((2, 23), np.int32),
+  )
+  rules = {LINEARS: jaxpeft.LoRAGA(rank=4, alpha=8.0, gamma=16.0)}
+  paths = adapters.match(model.params, rules)
+  gradients = training.gradients(model.transformer, model.params, paths, [batch])
+  params = jaxpeft.adapt(model.params, rules, jax.random.key(0), gradients)
+  layer = theirs.base_model.model.model.layers[1]
+  for path, their in (
+    ("attn/o", layer.self_attn.o_proj),
+    ("mlp/up", layer.mlp.up_proj),
+  ):
+    kind, name = path.split("/")
+    own = params["layers_0"][kind][name].theta
+    a = their.lora_A["default"].weight.detach().numpy()
+    b = their.lora_B["default"].weight.detach().numpy().T
+    # Theirs has A orthonormal and all of the size in B, and B's singular values too.
+    cos_a = a @ own["a"][1] / np.linalg.norm(own["a"][1], axis=0)
+    assert np.abs(np.diag(cos_a)).min() > 0.98
+    b = b / np.linalg.norm(b, axis=1, keepdims=True)
+    cos_b = b @ own["b"][1].T / np.linalg.norm(own["b"][1], axis=1)
+    assert np.abs(np.diag(cos_b)).min() > 0.9
+  config = theirs.peft_config["default"]
+  config.init_lora_weights = True
+  theirs.save_pretrained(tmp_path / "start")
+  config.init_lora_weights = "lora_ga"
+  with torch.no_grad():
+    for p in theirs.parameters():
+      if p.requires_grad:
+        p += 0.1 * torch.randn_like(p)
+  theirs.save_pretrained(
+    tmp_path / "end", path_initial_model_for_weight_conversion=tmp_path / "start"
+  )
+  again = jaxpeft.load_adapter(model.params, tmp_path / "end")
+  near(model.replace(params=again)(TOKENS), logits(theirs), 5e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.full import Full
 from jaxpeft.adapters.ia3 import IA3
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.adapters.lora_ga import LoRAGA
+from jaxpeft.adapters.lora_one import LoRAOne
 from jaxpeft.adapters.lora_xs import LoRAXS
 from jaxpeft.adapters.milora import MiLoRA
 from jaxpeft.adapters.nora import NoRA
@@ -34,6 +36,8 @@ METHODS = {
     Full,
     IA3,
     LoRA,
+    LoRAGA,
+    LoRAOne,
     LoRAXS,
     MiLoRA,
     NoRA,
@@ -47,8 +51,8 @@ METHODS = {
 
 __all__ = [*METHODS, "METHODS", "Adapted", "Adapter", "Count", "adapt", "count"]
 __all__ += ["describe", "from_config", "from_description", "is_adapted", "is_stacked"]
-__all__ += ["attach", "blend", "detach", "is_attached", "match", "merge", "nodes"]
-__all__ += ["select", "weight_shape"]
+__all__ += ["attach", "blend", "detach", "is_attached", "kept", "match", "merge"]
+__all__ += ["nodes", "put_kept", "select", "weight_shape"]
 
 
 class Count(NamedTuple):
@@ -141,17 +145,25 @@ def match(params, rules: Mapping[str, Adapter]) -> dict[str, Adapter]:
   return {path: adapter for path, (_, adapter) in found.items()}
 
 
-def adapt(params, rules: Mapping[str, Adapter], key):
+def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
   """`params` with an `Adapted` node in place of every weight that a rule matches.
 
   Args:
     params: nested dict of arrays; those under "layers_*" have a leading depth axis.
     rules: {regex of the whole path: adapter}; they must be disjoint.
     key: PRNG key; each leaf's own key depends on it and on its path only.
+    gradients: {path: gradient of the leaf} for LoRA-GA and LoRA-One, see
+      `training.gradients`; {} where their theta is loaded next.
   Raises:
-    InputError: see `match`.
+    InputError: see `match`; or gradients are needed and not given.
   """
   found = match(params, rules)
+  needy = [path for path, adapter in found.items() if adapter.needs_gradient]
+  if needy and gradients is None:
+    raise InputError(
+      f"{type(found[needy[0]]).__name__} on {needy[0]} starts from the loss's gradient;"
+      " give adapt(..., gradients=) what jaxpeft.gradients computes"
+    )
   leaves = _leaves(params)
   layers = sum(leaves[p].shape[0] if is_stacked(p) else 1 for p in found)
   # Only what takes long is shown: a truncated or exact SVD of a real model.
@@ -164,7 +176,8 @@ def adapt(params, rules: Mapping[str, Adapter], key):
       if path not in found:
         return leaf
       own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-      return Adapted(*_init(found[path], own, leaf, is_stacked(path), bar), found[path])
+      w = (leaf, gradients[path]) if path in needy and gradients else (leaf,)
+      return Adapted(*_init(found[path], own, w, is_stacked(path), bar), found[path])
 
     return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_adapted)
 
@@ -203,17 +216,17 @@ def count(params) -> Count:
   )
 
 
-def _init(adapter, key, w, stacked: bool, bar):
-  """(frozen, theta) of a weight, layer by layer where it is a concrete stack."""
+def _init(adapter, key, w: tuple, stacked: bool, bar):
+  """(frozen, theta) of w = (weight, or also its gradient), by layer if stacked."""
   if not stacked:
     bar.update()
-    return adapter.init(key, w)
-  keys = jax.random.split(key, w.shape[0])
-  if isinstance(w, jax.core.Tracer):
-    return jax.vmap(adapter.init)(keys, w)
-  layers, parts = list(w), []
-  for key_i, w_i in zip(keys, layers, strict=True):
-    parts.append(adapter.init(key_i, w_i))
+    return adapter.init(key, *w)
+  keys = jax.random.split(key, w[0].shape[0])
+  if isinstance(w[0], jax.core.Tracer):
+    return jax.vmap(adapter.init)(keys, *w)
+  layers, parts = list(w[0]), []
+  for key_i, *w_i in zip(keys, layers, *w[1:], strict=True):
+    parts.append(adapter.init(key_i, *w_i))
     bar.update()
   # A frozen leaf that is the weight itself stays the stack it came from: no copy.
   same = {
@@ -222,7 +235,7 @@ def _init(adapter, key, w, stacked: bool, bar):
     if all(p[0][name] is w_i for p, w_i in zip(parts, layers, strict=True))
   }
   frozen = {
-    name: w if name in same else jnp.stack([p[0][name] for p in parts])
+    name: w[0] if name in same else jnp.stack([p[0][name] for p in parts])
     for name in parts[0][0]
   }
   return frozen, jax.tree.map(lambda *xs: jnp.stack(xs), *[p[1] for p in parts])
@@ -232,6 +245,29 @@ def _init(adapter, key, w, stacked: bool, bar):
 def _merge(node, stacked, dtype):
   dense = jax.vmap(lambda n: n.dense()) if stacked else (lambda n: n.dense())
   return dense(node).astype(dtype)
+
+
+def kept(params) -> dict:
+  """{path: leaf} of the frozen leaves that an adapter's file holds beside theta."""
+  return {
+    f"{path}/frozen/{name}": node.frozen[name]
+    for path, node in _leaves(params).items()
+    if is_adapted(node)
+    for name in node.adapter.keeps
+  }
+
+
+def put_kept(params, leaves: Mapping):
+  """`params` with the leaves that `kept` names, where there are such."""
+
+  def put(path, node):
+    if not is_adapted(node):
+      return node
+    path = jax.tree_util.keystr(path, simple=True, separator="/")
+    new = {name: leaves[f"{path}/frozen/{name}"] for name in node.adapter.keeps}
+    return dataclasses.replace(node, frozen=node.frozen | new)
+
+  return jax.tree_util.tree_map_with_path(put, params, is_leaf=is_adapted)
 
 
 def _leaves(params) -> dict:

@@ -16,6 +16,11 @@ and, where they differ from the defaults of `Adapter`:
   change_rank                       of W' - W, W the base's weight, where it is low
   identity(frozen, theta) -> theta  a theta with which W' = W; by default zeros
   lora(frozen, theta) -> (a, b)     with W' = W + a b, where frozen and theta tell
+  needs_gradient                    init takes the loss's gradient of w, too; zero
+                                    where theta is loaded next. `batches` says of how
+                                    many batches
+  keeps                             leaves of frozen that w and key do not bring back:
+                                    an adapter's file holds them beside theta
 """
 
 import dataclasses
@@ -35,6 +40,8 @@ class Adapter:
   dims: ClassVar[Mapping[str, str]]
   matrix_only: ClassVar[bool] = True
   change_rank: ClassVar[int | None] = None
+  needs_gradient: ClassVar[bool] = False
+  keeps: ClassVar[tuple[str, ...]] = ()
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:
     """Raises InputError where a weight [in, out] of this shape cannot be adapted."""

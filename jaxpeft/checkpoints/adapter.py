@@ -18,13 +18,14 @@ from jaxpeft.errors import InputError
 _THETA, _META = "adapter.safetensors", "adapter.json"
 
 
-def save(directory, trainable, meta: dict):
+def save(directory, trainable, meta: dict, kept: dict | None = None):
   """Writes a directory with theta and `meta`, replacing one of that name whole.
 
   Args:
     directory: e.g. runs/NAME/adapter.
     trainable: the trainable partition.
     meta: JSON; `load` needs its "fingerprint" of the frozen partition.
+    kept: frozen leaves to hold as well, see `adapters.kept`.
   Raises:
     InputError: the directory holds anything else.
   """
@@ -38,7 +39,8 @@ def save(directory, trainable, meta: dict):
       )
   directory.parent.mkdir(parents=True, exist_ok=True)
   tmp = pathlib.Path(tempfile.mkdtemp(dir=directory.parent, prefix=".adapter-"))
-  flat = {k: np.asarray(x) for k, x in partitions.flatten(trainable).items()}
+  flat = partitions.flatten(trainable) | (kept or {})
+  flat = {k: np.asarray(x) for k, x in flat.items()}
   safetensors.numpy.save_file(flat, tmp / _THETA)
   (tmp / _META).write_text(json.dumps(meta, indent=1) + "\n")
   tmp.chmod(0o755)  # temporary directories are private
@@ -85,14 +87,35 @@ def load(directory, like, fingerprint: dict):
     InputError: damaged or missing files, other leaves, or another base than the one
       that the adapter was trained on.
   """
-  directory = pathlib.Path(directory)
   meta = read_meta(directory)
+  flat = {k: x for k, x in _read(directory).items() if "/frozen/" not in k}
+  check_base(meta["fingerprint"], fingerprint, directory)
+  _check_shapes(directory, flat, partitions.flatten(like))
+  return partitions.unflatten({k: jnp.asarray(x) for k, x in flat.items()}, like)
+
+
+def load_kept(directory, params):
+  """An adapted tree with the frozen leaves that the file in a directory holds.
+
+  Raises:
+    InputError: damaged or missing files, or other leaves.
+  """
+  want = adapters.kept(params)
+  if not want:
+    return params
+  flat = {k: x for k, x in _read(directory).items() if "/frozen/" in k}
+  _check_shapes(directory, flat, want)
+  return adapters.put_kept(params, {k: jnp.asarray(x) for k, x in flat.items()})
+
+
+def _read(directory) -> dict:
   try:
-    flat = safetensors.numpy.load_file(directory / _THETA)
+    return safetensors.numpy.load_file(pathlib.Path(directory) / _THETA)
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise InputError(f"cannot read the adapter in {directory}: {e}") from e
-  check_base(meta["fingerprint"], fingerprint, directory)
-  want = partitions.flatten(like)
+
+
+def _check_shapes(directory, flat: dict, want: dict):
   wrong = [
     f"{path}: {list(flat[path].shape) if path in flat else 'missing'}"
     for path, x in want.items()
@@ -100,7 +123,6 @@ def load(directory, like, fingerprint: dict):
   ] + [f"{path}: unexpected" for path in flat.keys() - want.keys()]
   if wrong:
     raise InputError(f"the adapter in {directory} does not fit: {'; '.join(wrong[:8])}")
-  return partitions.unflatten({k: jnp.asarray(x) for k, x in flat.items()}, like)
 
 
 def check_base(saved: dict, now: dict, place):

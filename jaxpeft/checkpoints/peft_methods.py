@@ -173,7 +173,7 @@ def _read_ia3(config, tensors, names, leaf, directory):
   return adapters.IA3(on=on), _stack(layers, leaf)
 
 
-_AS_LORA = {adapters.LoRA, adapters.NoRA}
+_AS_LORA = {adapters.LoRA, adapters.LoRAOne, adapters.NoRA}
 WRITERS = {"VeRA": _write_vera, "IA3": _write_ia3}
 READERS = {"LORA": _read_lora, "VERA": _read_vera, "IA3": _read_ia3}
 

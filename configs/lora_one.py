@@ -1,0 +1,16 @@
+"""LoRA-One on the embedded toy model: learns two-step problems from one-step ones.
+
+python train.py --config=configs/lora_one.py
+"""
+
+from jaxpeft import config
+
+
+def get_config():
+  """The run."""
+  c = config.base()
+  c.adapt.main = dict(
+    name="LoRAOne", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0
+  )
+  c.optim.lr = 1e-2
+  return c
