@@ -16,6 +16,7 @@ def base() -> config_dict.ConfigDict:
   c.model = config_dict.ConfigDict()
   c.model.source = "embedded"  # or a directory, a hub id "org/name", or "init:SHAPE"
   c.model.dtype = "float32"  # of the frozen weights and the matmuls; or "bfloat16"
+  c.model.quantize = ""  # or "nf4": 4 bits for every projection, as QLoRA has it
   c.model.groups = ()  # layers per scan, e.g. (24, 8); () is all in one
   c.model.remat = "products"  # kept for the backward pass; or "none": all; "layer": x
 

@@ -9,6 +9,7 @@ from jaxpeft import adapters, partitions, svd
 from jaxpeft.checkpoints import adapter as own
 from jaxpeft.checkpoints import hf, peft
 from jaxpeft.errors import InputError, unknown
+from jaxpeft.linear import dense, is_node
 from jaxpeft.model import Model
 
 
@@ -21,7 +22,8 @@ def save_hf(model: Model, directory, dtype: str | None = None):
     dtype: of the weights; None is the model's.
   """
   dtype = dtype or model.transformer.dtype
-  params = jax.tree.map(lambda x: x.astype(dtype), adapters.merge(model.params, dtype))
+  merged = adapters.merge(model.params, dtype)
+  params = jax.tree.map(lambda x: dense(x).astype(dtype), merged, is_leaf=is_node)
   hf.save(directory, model.config, params, model.tokenizer)
 
 

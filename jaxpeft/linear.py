@@ -14,9 +14,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 
-def is_array(w) -> bool:
-  """Whether `w` is a plain array (or its abstract shape) and not a weight node."""
-  return not hasattr(w, "matmul")
+def is_node(w) -> bool:
+  """Whether `w` stands for a weight and is no plain array; for `is_leaf`, too."""
+  return hasattr(w, "matmul")
 
 
 def linear(x, w):
@@ -24,7 +24,7 @@ def linear(x, w):
 
   Named "product", for rematerialisation that keeps products (`transformer.REMAT`).
   """
-  return checkpoint_name(matmul(x, w) if is_array(w) else w.matmul(x), "product")
+  return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), "product")
 
 
 @jax.custom_vjp
@@ -56,7 +56,7 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 def dense(w):
   """The weight as an array; for leaves that are not multiplied (norms, embeddings)."""
-  return w if is_array(w) else w.dense()
+  return w.dense() if is_node(w) else w
 
 
 class Weights(nn.Module):

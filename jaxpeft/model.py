@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import assets, sample, zoo
+from jaxpeft import assets, nf4, sample, zoo
 from jaxpeft.adapters import select
 from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
@@ -93,6 +93,7 @@ def load(
   groups: tuple[int, ...] = (),
   remat: str = "products",
   seed: int = 0,
+  quantize: str | None = None,
 ) -> Model:
   """A model by name.
 
@@ -103,6 +104,7 @@ def load(
     groups: layers per scan, summing to the depth; () is one scan.
     remat: what the backward pass computes again; a key of `transformer.REMAT`.
     seed: of random weights.
+    quantize: "nf4" holds the projections in 4 bits (`nf4.NF4`), as they are read.
   Raises:
     InputError: what cannot be found, read or is not supported.
   """
@@ -110,6 +112,8 @@ def load(
     raise unknown("model.dtype", dtype, DTYPES)
   if remat not in REMAT:
     raise unknown("model.remat", remat, REMAT)
+  if quantize not in (None, "", "nf4"):
+    raise unknown("model.quantize", quantize, ("", "nf4"))
   directory = assets.TINY
   if source.startswith("init:"):
     name = source.removeprefix("init:")
@@ -126,8 +130,9 @@ def load(
   transformer = Transformer(config, tuple(groups), remat, dtype)
   if source.startswith("init:"):
     params = init(transformer, seed)
+    params = nf4.quantise_tree(params) if quantize else params
   else:
-    params = hf.load(directory, config, dtype, tuple(groups))
+    params = hf.load(directory, config, dtype, tuple(groups), bool(quantize))
   tokenizer = tokenizers.load(directory, config.eos_ids)
   return Model(transformer, params, tokenizer, source)
 

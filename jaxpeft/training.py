@@ -99,6 +99,12 @@ def gradients(transformer, params, paths, batches) -> dict:
       supervised tokens.
   """
   wanted = set(paths)
+  missing = wanted - partitions.flatten(params).keys()
+  if missing:
+    raise InputError(
+      f"{sorted(missing)[0]} has no gradient: it is in 4 bits, or not in the model; "
+      "LoRA-GA and LoRA-One need model.quantize=''"
+    )
   mask = partitions.unflatten(
     {path: path in wanted for path in partitions.flatten(params)}, params
   )

@@ -28,6 +28,7 @@ from jaxpeft.adapters.svf import SVF
 from jaxpeft.adapters.svft import SVFT
 from jaxpeft.adapters.vera import VeRA
 from jaxpeft.errors import InputError, unknown
+from jaxpeft.linear import is_node
 
 METHODS = {
   method.__name__: method
@@ -97,7 +98,7 @@ def describe(params) -> dict[str, dict]:
   """{path: {"name": method, its options}} of an adapted tree, for JSON."""
   return {
     path: dict(name=type(node.adapter).__name__) | dataclasses.asdict(node.adapter)
-    for path, node in _leaves(params).items()
+    for path, node in nodes(params).items()
     if is_adapted(node)
   }
 
@@ -114,7 +115,7 @@ def match(params, rules: Mapping[str, Adapter]) -> dict[str, Adapter]:
     InputError: a rule that matches nothing, two rules on one leaf, a rule on a leaf
       that its adapter cannot take, or on one that is adapted already.
   """
-  leaves = _leaves(params)
+  leaves = nodes(params)
   found: dict[str, tuple[str, Adapter]] = {}
   for pattern, adapter in rules.items():
     try:
@@ -164,7 +165,7 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
       f"{type(found[needy[0]]).__name__} on {needy[0]} starts from the loss's gradient;"
       " give adapt(..., gradients=) what jaxpeft.gradients computes"
     )
-  leaves = _leaves(params)
+  leaves = nodes(params)
   layers = sum(leaves[p].shape[0] if is_stacked(p) else 1 for p in found)
   # Only what takes long is shown: a truncated or exact SVD of a real model.
   with tqdm.tqdm(
@@ -179,7 +180,7 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
       w = (leaf, gradients[path]) if path in needy and gradients else (leaf,)
       return Adapted(*_init(found[path], own, w, is_stacked(path), bar), found[path])
 
-    return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_adapted)
+    return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_node)
 
 
 def merge(params, dtype=None):
@@ -200,15 +201,19 @@ def merge(params, dtype=None):
     stacked = is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
     return _merge(node, stacked, jnp.dtype(to or jnp.float32))
 
-  is_leaf = lambda x: is_adapted(x) or is_attached(x)  # noqa: E731
-  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_leaf)
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_node)
 
 
 def count(params) -> Count:
   """Parameters and bytes; also of abstract trees (`jax.eval_shape`)."""
-  nodes = jax.tree.leaves(params, is_leaf=is_adapted)
+  nodes = jax.tree.leaves(params, is_leaf=is_node)
   theta = jax.tree.leaves([n.theta for n in nodes if is_adapted(n)])
-  stored = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
+  is_leaf = lambda x: is_node(x) and not is_adapted(x)  # noqa: E731
+  stored = [
+    x
+    for x in jax.tree.leaves(params, is_leaf=is_leaf)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  ]
   return Count(
     trainable=sum(x.size for x in theta),
     total=sum(x.size for x in stored),
@@ -222,7 +227,7 @@ def _init(adapter, key, w: tuple, stacked: bool, bar):
     bar.update()
     return adapter.init(key, *w)
   keys = jax.random.split(key, w[0].shape[0])
-  if isinstance(w[0], jax.core.Tracer):
+  if isinstance(jax.tree.leaves(w)[0], jax.core.Tracer):
     return jax.vmap(adapter.init)(keys, *w)
   layers, parts = list(w[0]), []
   for key_i, *w_i in zip(keys, layers, *w[1:], strict=True):
@@ -251,7 +256,7 @@ def kept(params) -> dict:
   """{path: leaf} of the frozen leaves that an adapter's file holds beside theta."""
   return {
     f"{path}/frozen/{name}": node.frozen[name]
-    for path, node in _leaves(params).items()
+    for path, node in nodes(params).items()
     if is_adapted(node)
     for name in node.adapter.keeps
   }
@@ -267,18 +272,12 @@ def put_kept(params, leaves: Mapping):
     new = {name: leaves[f"{path}/frozen/{name}"] for name in node.adapter.keeps}
     return dataclasses.replace(node, frozen=node.frozen | new)
 
-  return jax.tree_util.tree_map_with_path(put, params, is_leaf=is_adapted)
-
-
-def _leaves(params) -> dict:
-  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_adapted)
-  return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+  return jax.tree_util.tree_map_with_path(put, params, is_leaf=is_node)
 
 
 def nodes(params) -> dict:
   """{path: leaf or weight node} of a tree."""
-  is_leaf = lambda x: is_adapted(x) or is_attached(x)  # noqa: E731
-  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
   return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Adapted, is_adapted
 from jaxpeft.errors import InputError, unknown
+from jaxpeft.linear import is_node
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +58,7 @@ def attach(params, name: str, adapted):
       than those there, or of methods that change the base itself.
   """
   found = []
-  several = any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_attached))
+  several = any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_node))
 
   def one(path, node, new):
     if not is_adapted(new):
@@ -71,8 +72,7 @@ def attach(params, name: str, adapted):
 
   if not name:
     raise InputError("an adapter needs a name")
-  is_leaf = lambda x: is_adapted(x) or is_attached(x)  # noqa: E731
-  tree = jax.tree_util.tree_map_with_path(one, params, adapted, is_leaf=is_leaf)
+  tree = jax.tree_util.tree_map_with_path(one, params, adapted, is_leaf=is_node)
   if not found:
     raise InputError(f"{name}: nothing is adapted in that tree")
   return select(tree, name)
@@ -96,7 +96,7 @@ def detach(params, name: str):
     )
 
   _check_any(params)
-  return jax.tree.map(one, params, is_leaf=is_attached)
+  return jax.tree.map(one, params, is_leaf=is_node)
 
 
 def select(params, names):
@@ -111,7 +111,7 @@ def select(params, names):
     which = jnp.broadcast_to(which, (*node.which.shape[:-1], len(rows)))
     return dataclasses.replace(node, which=which)
 
-  return jax.tree.map(one, params, is_leaf=is_attached)
+  return jax.tree.map(one, params, is_leaf=is_node)
 
 
 def _add(path: str, node, name: str, new: Adapted) -> Attached:
@@ -154,11 +154,18 @@ def check_same(path: str, name: str, ours: dict, theirs: dict):
     a, b = ours[leaf], theirs.get(leaf)
     if a is b:
       continue
-    if b is None or a.shape != b.shape or not bool(jnp.array_equal(a, b)):
+    if b is None or a.shape != b.shape or not _equal(a, b):
       raise InputError(
         f"{name} has another {leaf} on {path} than what is there: it is of another "
         "base, or was adapted with another key"
       )
+
+
+def _equal(a, b) -> bool:
+  """Whether two leaves or nodes of one shape hold the same."""
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=False)
+  same = jax.tree.structure(a) == jax.tree.structure(b)
+  return same and all(bool(jnp.array_equal(x, y)) for x, y in pairs)
 
 
 def _index(node: Attached, name: str | None) -> int:
@@ -170,7 +177,7 @@ def _index(node: Attached, name: str | None) -> int:
 
 
 def _check_any(params):
-  if not any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_attached)):
+  if not any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_node)):
     raise InputError("no adapter is attached")
 
 

@@ -21,6 +21,7 @@ from jaxpeft.adapters.lora_xs import LoRAXS
 from jaxpeft.adapters.svf import SVF
 from jaxpeft.adapters.svft import SVFT
 from jaxpeft.errors import InputError, unknown
+from jaxpeft.linear import is_node
 
 
 def blend(
@@ -69,7 +70,7 @@ def blend(
     own = jax.random.fold_in(key, zlib.crc32(path.encode()))
     return _merge_lora(path, parts, how, density, rank, own)
 
-  return jax.tree_util.tree_map_with_path(one, *trees, is_leaf=is_adapted)
+  return jax.tree_util.tree_map_with_path(one, *trees, is_leaf=is_node)
 
 
 def _base(node):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxpeft import svd
 from jaxpeft.adapters.base import Adapter, check_rank, float32
 from jaxpeft.errors import unknown
-from jaxpeft.linear import linear
+from jaxpeft.linear import dense, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LoRAXS(Adapter):
   def init(self, key, w):
     """frozen w, u [in, r] = U S, vt [r, out]; theta r [r, r]."""
     key_svd, key_r = jax.random.split(key)
-    u, s, vt = svd.leading(key_svd, w, self.rank, self.iterations)
+    u, s, vt = svd.leading(key_svd, dense(w), self.rank, self.iterations)
     r = jnp.zeros((self.rank, self.rank))
     if self.start == "reference":
       r = 1e-5 * jax.random.normal(key_r, r.shape)

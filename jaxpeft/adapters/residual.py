@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxpeft.adapters.base import float32
 from jaxpeft.adapters.lora import LoRA
+from jaxpeft.errors import InputError
+from jaxpeft.linear import is_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Residual(LoRA):
     a0 and b0 are rounded to w's dtype first: products round them so anyway, and what
     is left of w makes up for it. W' starts as W up to the rounding of what is left.
     """
+    if is_node(w):
+      raise InputError(
+        f"{type(self).__name__} freezes what is left of W, which 4 bits would round "
+        "again; use it with model.quantize='', or another method over a 4-bit base"
+      )
     a, b = (x.astype(w.dtype).astype(jnp.float32) for x in self.start(key, w))
     rest = float32(w) - self.scale * (a @ b)
     return dict(w=rest.astype(w.dtype)), dict(a=a, b=b)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxpeft import svd
 from jaxpeft.adapters.base import Adapter, float32
-from jaxpeft.linear import linear
+from jaxpeft.linear import dense, is_node, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SVF(Adapter):
     reference: as the published code has it, not the paper: z = sigmoid(p), rescaled
       so that the sum of the singular values stays, from p = 0.1 with deviation 0.01.
     keep_base: keep W beside the factors and add only what z changes. None: only where
-      the factors alone would change W, that is not in float32.
+      the factors alone would change W, that is not in float32, or in 4 bits.
   """
 
   reference: bool = False
@@ -34,9 +34,10 @@ class SVF(Adapter):
 
   def init(self, key, w):
     """frozen u, s, vt (and w, see keep_base); theta z [k] of ones, or p [k]."""
-    u, s, vt = svd.svd(w)
+    u, s, vt = svd.svd(dense(w))
     frozen = dict(u=u.astype(w.dtype), s=s, vt=vt.astype(w.dtype))
-    keep = w.dtype != jnp.float32 if self.keep_base is None else self.keep_base
+    exact = w.dtype == jnp.float32 and not is_node(w)
+    keep = not exact if self.keep_base is None else self.keep_base
     frozen |= dict(w=w) if keep else {}
     if self.reference:
       return frozen, dict(p=0.1 + 0.01 * jax.random.normal(key, s.shape))

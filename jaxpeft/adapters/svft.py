@@ -16,7 +16,7 @@ import numpy as np
 from jaxpeft import svd
 from jaxpeft.adapters.base import Adapter, check_rank, float32
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.linear import linear
+from jaxpeft.linear import dense, is_node, linear
 
 PATTERNS = ("plain", "banded", "random", "topk")
 _BLOCK = 64  # columns per block of the banded product
@@ -39,7 +39,7 @@ class SVFT(Adapter):
     gate: multiply M by sigmoid(g) with one trained g per weight, as that code does.
     replacement: the random pattern may draw a position twice, as that code does.
     keep_base: keep W beside the factors and add only M's part. None: only where the
-      factors alone would change W, that is truncated or not in float32.
+      factors alone would change W, that is truncated, not in float32, or in 4 bits.
   """
 
   pattern: str = "banded"
@@ -79,8 +79,8 @@ class SVFT(Adapter):
   def init(self, key, w):
     """frozen factors (and w, see keep_base), theta m [entries]."""
     n = min(w.shape) if self.rank is None else self.rank
-    u, s, vt = svd.svd(w)
-    exact = n == min(w.shape) and w.dtype == jnp.float32
+    u, s, vt = svd.svd(dense(w))
+    exact = n == min(w.shape) and w.dtype == jnp.float32 and not is_node(w)
     keep = not exact if self.keep_base is None else self.keep_base
     frozen = dict(u=u[:, :n].astype(w.dtype), vt=vt[:n].astype(w.dtype))
     frozen |= dict(w=w) if keep else dict(s=s[:n])

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxpeft import nf4
 from jaxpeft.checkpoints import hf_config
 from jaxpeft.checkpoints.hf_names import GEMMA2, LAYER, TOP, group_index
 from jaxpeft.errors import InputError
@@ -63,7 +64,13 @@ def read_config(directory) -> ModelConfig:
     raise InputError(f"{path} is not JSON: {e}") from e
 
 
-def load(directory, config: ModelConfig, dtype: str, groups: tuple[int, ...] = ()):
+def load(
+  directory,
+  config: ModelConfig,
+  dtype: str,
+  groups: tuple[int, ...] = (),
+  quantize: bool = False,
+):
   """Parameters of a model directory, as the Transformer of `config` has them.
 
   Args:
@@ -71,6 +78,7 @@ def load(directory, config: ModelConfig, dtype: str, groups: tuple[int, ...] = (
     config: from `read_config`.
     dtype: of all parameters.
     groups: layers per scan.
+    quantize: the projections to NF4, each layer as it is read.
   Raises:
     InputError: missing, unexpected or misshapen tensors, all listed; damaged files.
   """
@@ -92,7 +100,12 @@ def load(directory, config: ModelConfig, dtype: str, groups: tuple[int, ...] = (
   if problems:
     more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
     raise InputError(f"{directory}: {'; '.join(problems[:20])}{more}")
-  flat = {path: _read(place, files, dtype) for path, place in places.items()}
+  flat = {
+    path: _read_nf4(path, place, files, dtype)
+    if quantize and nf4.takes(path)
+    else _read(place, files, dtype)
+    for path, place in places.items()
+  }
   return _nest(flat)
 
 
@@ -202,6 +215,20 @@ def _read(place: _Place, files, dtype: str):
       place.slot(leaf, i)[...] = f.get_tensor(name)
   # On a CPU the aligned buffer itself becomes the array: no second copy.
   return jax.device_put(leaf, may_alias=True)
+
+
+def _read_nf4(path: str, place: _Place, files, dtype: str):
+  """A stack of 4-bit weights; the host holds them and one layer's weight."""
+  nf4.check(path, place.shape[1:])
+  stack, depth = None, len(place.tensors)
+  for i, name in enumerate(place.tensors):
+    with safetensors.safe_open(files[name][0], "numpy") as f:
+      node = nf4.quantise(jnp.asarray(f.get_tensor(name).T).astype(dtype))
+    if stack is None:
+      stack = jax.tree.map(lambda x: _aligned((depth, *x.shape), x.dtype), node)
+    for whole, part in zip(jax.tree.leaves(stack), jax.tree.leaves(node), strict=True):
+      whole[i] = part
+  return jax.device_put(stack, may_alias=True)
 
 
 def _aligned(shape, dtype) -> np.ndarray:

@@ -17,6 +17,7 @@ import safetensors.numpy
 from jaxpeft import adapters
 from jaxpeft.checkpoints import hf_names, peft_methods
 from jaxpeft.errors import InputError
+from jaxpeft.linear import is_node
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -158,11 +159,13 @@ def load(directory, params):
           f"{directory}: {name} of {path} is {list(new[name].shape)}, the model needs "
           f"{list(own.shape)}"
         )
-    frozen = {k: new.get(k, x).astype(x.dtype) for k, x in node.frozen.items()}
+    frozen = {
+      k: new[k].astype(x.dtype) if k in new else x for k, x in node.frozen.items()
+    }
     theta = {k: new.get(k, x) for k, x in node.theta.items()}
     return adapters.Adapted(frozen, theta, node.adapter)
 
-  return jax.tree_util.tree_map_with_path(put, adapted, is_leaf=adapters.is_adapted)
+  return jax.tree_util.tree_map_with_path(put, adapted, is_leaf=is_node)
 
 
 def _check_bias(path: str, adapter, every):

@@ -1,0 +1,228 @@
+"""4-bit weights: bitsandbytes' bits, exact products, every adapter over them."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_adapters import (
+  ADAPTERS,
+  LINEARS,
+  ROUNDED,
+  one_batch,
+  perturbed,
+  start,
+  weight,
+)
+
+import jaxpeft
+from jaxpeft import adapters, config, nf4, partitions, training
+from jaxpeft import model as models
+from jaxpeft.errors import InputError
+from jaxpeft.linear import dense, is_node
+
+SHAPES = [(384, 256), (64, 100), (1024, 512), (192, 8)]
+
+
+@pytest.fixture(scope="module")
+def functional():
+  return pytest.importorskip("bitsandbytes.functional")
+
+
+def theirs(functional, w):
+  """(packed bytes, state) of bitsandbytes for our w [in, out]."""
+  torch = pytest.importorskip("torch")
+  dtype = getattr(torch, str(w.dtype))
+  t = torch.tensor(np.asarray(w.T, np.float32)).to(dtype)
+  return functional.quantize_4bit(t, blocksize=64, quant_type="nf4",
+                                  compress_statistics=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bits_are_those_of_bitsandbytes(shape, dtype, functional):
+  w = weight(shape).at[:, 3].set(0).astype(dtype)  # with blocks of zeros
+  ours = nf4.quantise(w)
+  packed, state = theirs(functional, w)
+  codes = np.asarray(nf4._unpack(ours.codes)).reshape(-1)
+  np.testing.assert_array_equal(codes[::2] << 4 | codes[1::2], packed.numpy().ravel())
+  # Its CPU quantiser of scales rounds by a table of 65,536 bins, its GPU one, as ours,
+  # to the nearest: now and then the neighbouring code.
+  levels = state.absmax.numpy().reshape(ours.absmax.shape)
+  away = np.abs(levels.astype(int) - np.asarray(ours.absmax, int))
+  assert away.max() <= 1
+  assert away.mean() < 0.01
+  np.testing.assert_allclose(ours.nested, state.state2.absmax.numpy(), rtol=3e-7)
+  np.testing.assert_allclose(ours.offset, state.offset.numpy(), rtol=3e-7)
+  same = dataclasses.replace(
+    ours,
+    absmax=jnp.asarray(levels),
+    nested=jnp.asarray(state.state2.absmax.numpy()),
+    offset=jnp.asarray(state.offset.numpy()),
+  )
+  want = functional.dequantize_4bit(packed, state).float().numpy().T
+  np.testing.assert_array_equal(np.asarray(same.dense(), np.float32), want)
+  assert same.dense().dtype == ours.dtype == dtype
+
+
+def test_the_code_of_scales_is_theirs(functional):
+  from jaxpeft.dynamic_map import DYNAMIC_MAP
+
+  np.testing.assert_array_equal(DYNAMIC_MAP, functional.create_dynamic_map().numpy())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_and_their_gradient_are_those_of_the_dense_weight(shape):
+  node = jax.vmap(nf4.quantise)(jnp.stack([weight(shape), weight(shape, 1)]))
+  assert node.shape == (2, *shape)
+  x = jax.random.normal(jax.random.key(2), (2, 3, 5, shape[0]))
+  whole = node.dense()
+  want, pull = jax.vjp(lambda x: jnp.einsum("lbti,lio->lbto", x, whole), x)
+  for products in (
+    jax.jit(jax.vmap(lambda n, x: n.matmul(x))),
+    lambda n, x: jnp.stack([n_i.matmul(x_i) for n_i, x_i in zip(n, x, strict=True)]),
+    lambda n, x: jax.lax.scan(lambda _, nx: (None, nx[0].matmul(nx[1])), None, (n, x))[
+      1
+    ],
+  ):
+    got, back = jax.vjp(lambda x, f=products: f(node, x), x)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(back(got)[0], pull(got)[0], atol=1e-4)
+  error = np.linalg.norm(whole[0] - weight(shape)) / np.linalg.norm(weight(shape))
+  assert 0.08 < error < 0.1, "4 bits cost about 9 % of a normal weight's norm"
+
+
+def test_a_real_model_takes_4_127_bits_a_number():
+  params = jaxpeft.shapes(jaxpeft.SHAPES["llama2-7b"])
+  nodes = [
+    x
+    for x in jax.tree.leaves(jax.eval_shape(nf4.quantise_tree, params), is_leaf=is_node)
+    if is_node(x)
+  ]
+  numbers = sum(x.size for x in nodes)
+  assert numbers == 6_476_005_376
+  held = sum(x.size * x.dtype.itemsize for n in nodes for x in jax.tree.leaves(n))
+  assert 8 * held / numbers == pytest.approx(4.127, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def quantised():
+  return jaxpeft.load("embedded", dtype="float32", quantize="nf4")
+
+
+def adapt(params, adapter, leaves):
+  gradients = {path: weight(x.shape, seed=7) for path, x in leaves.items()}
+  return jaxpeft.adapt(params, {LINEARS: adapter}, jax.random.key(0), gradients)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_adapter_is_over_4_bits_what_it_is_over_the_dequantised(name):
+  adapter, node = ADAPTERS[name], nf4.quantise(weight((128, 40)))
+  if name in ROUNDED:
+    with pytest.raises(InputError, match="4 bits would round"):
+      start(adapter, node)
+    return
+  x = jax.random.normal(jax.random.key(2), (2, 5, 128))
+
+  @jax.jit
+  def step(theta, frozen):
+    value = lambda t: jnp.square(adapter.apply(x, frozen, t)).mean()  # noqa: E731
+    return jax.value_and_grad(value)(theta)
+
+  (frozen, theta), (plain, _) = start(adapter, node), start(adapter, node.dense())
+  assert name == "full" or is_node(frozen["w"]), "the base stays in 4 bits"
+  theta = perturbed(theta)
+  (value, got), (want_value, want) = step(theta, frozen), step(theta, plain)
+  assert float(value) == pytest.approx(float(want_value), rel=1e-4)
+  for leaf, g in want.items():
+    limit = 1e-4 * float(jnp.abs(g).max())
+    np.testing.assert_allclose(got[leaf], g, atol=limit, err_msg=leaf)
+  merged = adapter.merge(frozen, theta)
+  np.testing.assert_allclose(merged, adapter.merge(plain, theta), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "svft-banded", "full"])
+def test_a_model_trains_in_4_bits_as_over_the_dequantised_base(name, quantised):
+  adapter, base = ADAPTERS[name], quantised.params
+  plain = jax.tree.map(dense, base, is_leaf=is_node)
+  leaves = partitions.flatten(plain)
+  batch, tx = one_batch(), optax.sgd(1.0)
+  step = training.make_step(quantised.transformer, tx)
+  moved = []
+  for params in (base, plain):
+    params = adapt(params, adapter, leaves)
+    mask = partitions.trainable_mask(params)
+    theta, frozen = partitions.partition(params, mask)
+    theta = perturbed(theta, scale=0.02)
+    state = training.init_state(theta, tx)
+    state, metrics = step(state, frozen, batch)
+    grads = jax.tree.map(lambda a, b: a - b, theta, state.trainable)
+    moved.append((float(metrics["loss"]), partitions.flatten(grads)))
+  (loss, got), (want_loss, want) = moved
+  assert loss == pytest.approx(want_loss, rel=1e-5)
+  assert got.keys() == want.keys()
+  for path, g in want.items():
+    limit = 2e-4 * float(jnp.abs(g).max()) + 1e-6
+    np.testing.assert_allclose(got[path], g, atol=limit, err_msg=path)
+  params = adapt(base, adapter, leaves)
+  x = np.arange(20)[None]
+  tuned = quantised.replace(params=params)
+  merged = quantised.replace(params=jaxpeft.merge(params))
+  np.testing.assert_allclose(merged(x), tuned(x), atol=2e-4)
+  chex.assert_trees_all_equal_shapes_and_dtypes(merged.params, plain)
+
+
+@pytest.mark.parametrize("adapter", [jaxpeft.LoRA(), jaxpeft.SVFT("random")])
+def test_files_and_attaching_work_over_4_bits(adapter, quantised, tmp_path):
+  params = jaxpeft.adapt(quantised.params, {LINEARS: adapter}, jax.random.key(0))
+  mask = partitions.trainable_mask(params)
+  theta, frozen = partitions.partition(params, mask)
+  params = partitions.combine(perturbed(theta, scale=0.02), frozen)
+  x = np.arange(20)[None]
+  want = quantised.replace(params=params)(x)
+  jaxpeft.save_adapter(params, tmp_path / "own", key=jax.random.key(0))
+  again = jaxpeft.load_adapter(quantised.params, tmp_path / "own")
+  np.testing.assert_array_equal(quantised.replace(params=again)(x), want)
+  both = jaxpeft.attach(jaxpeft.attach(quantised.params, "a", params), "b", again)
+  np.testing.assert_allclose(
+    quantised.replace(params=jaxpeft.select(both, "b"))(x), want, atol=1e-4
+  )
+  chex.assert_trees_all_equal(
+    jaxpeft.detach(jaxpeft.detach(both, "a"), "b"), quantised.params
+  )
+  if isinstance(adapter, jaxpeft.LoRA):
+    jaxpeft.save_adapter(params, tmp_path / "peft", "peft")
+    again = jaxpeft.load_adapter(quantised.params, tmp_path / "peft")
+    np.testing.assert_allclose(quantised.replace(params=again)(x), want, atol=1e-4)
+  other = jax.tree.map(lambda x: x + 1, quantised.params)
+  with pytest.raises(InputError, match="another base"):
+    jaxpeft.load_adapter(other, tmp_path / "own")
+
+
+def test_loading_quantises_what_was_read(quantised, tmp_path):
+  whole = jaxpeft.load("embedded", dtype="float32")
+  chex.assert_trees_all_equal(nf4.quantise_tree(whole.params), quantised.params)
+  assert adapters.count(quantised.params).total == adapters.count(whole.params).total
+  jaxpeft.save_hf(quantised, tmp_path)
+  again = jaxpeft.load(str(tmp_path), dtype="float32")
+  x = np.arange(20)[None]
+  np.testing.assert_allclose(again(x), quantised(x), atol=1e-4)
+  assert models.load("init:tiny", quantize="nf4").params["layers_0"]["attn"]["q"].ndim
+
+
+def test_what_4_bits_cannot_do_is_refused(quantised):
+  with pytest.raises(InputError, match=r"must be a multiple of 64"):
+    nf4.quantise_tree({"layers_0": {"attn": {"q": jnp.ones((2, 96, 8))}}})
+  with pytest.raises(InputError, match=r"quantize.*nf4"):
+    jaxpeft.load("embedded", quantize="int3")
+  c = config.base()
+  c.model.quantize, c.data.eval, c.data.limit = "nf4", "", 40
+  c.adapt.main = dict(name="LoRAOne", match=LINEARS)
+  from jaxpeft import build
+
+  base = build.base(c)
+  with pytest.raises(InputError, match="has no gradient"):
+    build.adapt(c, base, build.data(c, base).batches)
