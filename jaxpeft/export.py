@@ -1,11 +1,12 @@
 """A model or an adapter out of jaxpeft, and an adapter in."""
 
+import dataclasses
 import pathlib
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import adapters, partitions, svd
+from jaxpeft import adapters, nf4, partitions, svd
 from jaxpeft.checkpoints import adapter as own
 from jaxpeft.checkpoints import hf, peft
 from jaxpeft.errors import InputError, unknown
@@ -13,17 +14,34 @@ from jaxpeft.linear import dense, is_node
 from jaxpeft.model import Model
 
 
-def save_hf(model: Model, directory, dtype: str | None = None):
+def save_hf(
+  model: Model, directory, dtype: str | None = None, quantize: str | None = None
+):
   """Writes the model, adapters merged in float32, as a Hugging Face model directory.
 
   Args:
     model: adapted or not.
     directory: where; files of these names are replaced.
     dtype: of the weights; None is the model's.
+    quantize: "nf4" writes the projections in bitsandbytes' 4-bit format: those that
+      are in 4 bits as they are, merged ones quantised anew.
   """
+  if quantize not in (None, "", "nf4"):
+    raise unknown("quantize", quantize, ("nf4",))
   dtype = dtype or model.transformer.dtype
   merged = adapters.merge(model.params, dtype)
-  params = jax.tree.map(lambda x: dense(x).astype(dtype), merged, is_leaf=is_node)
+  if quantize:
+    params = jax.tree.map(
+      lambda x: (
+        dataclasses.replace(x, dtype=jnp.dtype(dtype))
+        if is_node(x)
+        else x.astype(dtype)
+      ),
+      nf4.quantise_tree(merged),
+      is_leaf=is_node,
+    )
+  else:
+    params = jax.tree.map(lambda x: dense(x).astype(dtype), merged, is_leaf=is_node)
   hf.save(directory, model.config, params, model.tokenizer)
 
 

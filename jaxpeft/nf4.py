@@ -5,7 +5,7 @@ inputs: each number is the nearest of 16 quantiles of a normal distribution, tim
 block's largest magnitude. Those scales are in turn 8-bit codes in blocks of 256, with
 their mean taken out: 4 + 8/64 + 32/(64 256) = 4.127 bits in all. Source: Dettmers et
 al. 2023, arXiv:2305.14314; codes, scales and values are those of its code. Only the
-order of the codes within a group of 128 inputs is another in memory (`_pack`), so that
+order of the codes within a group of 128 inputs is another in memory (`pack`), so that
 a kernel reads whole blocks.
 """
 
@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxpeft.dynamic_map import DYNAMIC_MAP
 from jaxpeft.errors import InputError
+from jaxpeft.linear import is_node
 
 BLOCK = 64  # numbers per scale
 NESTED = 256  # scales per scale of scales
@@ -45,7 +46,7 @@ class NF4:
   its shape and dtype, and `astype` gives it.
   """
 
-  codes: jax.Array  # uint8[..., out, in / 2], two each, see `_pack`
+  codes: jax.Array  # uint8[..., out, in / 2], two each, see `pack`
   absmax: jax.Array  # uint8[..., out, in / 64], codes of the scales less `offset`
   nested: jax.Array  # float32[..., ceil(out in / 64 / 256)], scales of those
   offset: jax.Array  # float32[...], mean of the scales
@@ -119,12 +120,12 @@ def quantise_tree(params):
 
   def one(path, leaf):
     path = jax.tree_util.keystr(path, simple=True, separator="/")
-    if not takes(path):
+    if is_node(leaf) or not takes(path):
       return leaf
     check(path, leaf.shape[1:])
     return jax.vmap(quantise)(leaf)
 
-  return jax.tree_util.tree_map_with_path(one, params)
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_node)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -148,7 +149,7 @@ def quantise(w, dtype=None) -> NF4:
   scaled = padded * _reciprocal(nested)[:, None]
   levels = jnp.searchsorted(_MAP_MIDDLES, scaled).astype(jnp.uint8)
   levels = levels.reshape(-1)[: flat.size].reshape(absmax.shape)
-  packed = _pack(codes.reshape(rows.shape))
+  packed = pack(codes.reshape(rows.shape))
   return NF4(packed, levels, nested, offset, jnp.dtype(dtype or w.dtype))
 
 
@@ -180,7 +181,7 @@ def _half(inputs: int) -> int:
   return 64 if inputs % 128 == 0 else 32
 
 
-def _pack(codes):
+def pack(codes):
   """uint8[out, in] of 0..15 -> uint8[out, in / 2].
 
   Of each group of 128 inputs the first 64 are the low nibbles, and the others the high
@@ -190,8 +191,8 @@ def _pack(codes):
   return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(codes.shape[0], -1)
 
 
-def _unpack(packed):
-  """Inverse of `_pack`."""
+def unpack(packed):
+  """Inverse of `pack`."""
   pairs = packed.reshape(len(packed), -1, 1, _half(2 * packed.shape[1]))
   return ((pairs >> np.array([[0], [4]], np.uint8)) & 15).reshape(len(packed), -1)
 

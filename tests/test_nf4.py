@@ -1,6 +1,8 @@
 """4-bit weights: bitsandbytes' bits, exact products, every adapter over them."""
 
 import dataclasses
+import json
+import shutil
 
 import chex
 import jax
@@ -47,7 +49,7 @@ def test_bits_are_those_of_bitsandbytes(shape, dtype, functional):
   w = weight(shape).at[:, 3].set(0).astype(dtype)  # with blocks of zeros
   ours = nf4.quantise(w)
   packed, state = theirs(functional, w)
-  codes = np.asarray(nf4._unpack(ours.codes)).reshape(-1)
+  codes = np.asarray(nf4.unpack(ours.codes)).reshape(-1)
   np.testing.assert_array_equal(codes[::2] << 4 | codes[1::2], packed.numpy().ravel())
   # Its CPU quantiser of scales rounds by a table of 65,536 bins, its GPU one, as ours,
   # to the nearest: now and then the neighbouring code.
@@ -226,3 +228,44 @@ def test_what_4_bits_cannot_do_is_refused(quantised):
   base = build.base(c)
   with pytest.raises(InputError, match="has no gradient"):
     build.adapt(c, base, build.data(c, base).batches)
+
+
+def test_checkpoints_of_transformers_open_here_and_ours_there(quantised, tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  pytest.importorskip("bitsandbytes")
+  whole = jaxpeft.load("embedded", dtype="float32")
+  jaxpeft.save_hf(whole, tmp_path / "whole")
+  options = transformers.BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+  )
+  auto = transformers.AutoModelForCausalLM
+  x = np.arange(20)[None]
+
+  def logits(model):
+    with torch.no_grad():
+      return model(torch.tensor(x)).logits.numpy()
+
+  theirs = auto.from_pretrained(
+    tmp_path / "whole", quantization_config=options, dtype=torch.float32
+  )
+  theirs.save_pretrained(tmp_path / "theirs")
+  for file in (tmp_path / "whole").glob("tokenizer*"):
+    shutil.copy(file, tmp_path / "theirs")
+  ours = jaxpeft.load(str(tmp_path / "theirs"), dtype="float32", quantize="nf4")
+  np.testing.assert_allclose(ours(x), logits(theirs), atol=1e-4)
+  with pytest.raises(InputError, match=r"quantize='nf4'"):
+    jaxpeft.load(str(tmp_path / "theirs"))
+  jaxpeft.save_hf(quantised, tmp_path / "ours", quantize="nf4")
+  again = jaxpeft.load(str(tmp_path / "ours"), dtype="float32", quantize="nf4")
+  chex.assert_trees_all_equal(again.params, quantised.params)
+  theirs = auto.from_pretrained(tmp_path / "ours")
+  np.testing.assert_allclose(quantised(x), logits(theirs), atol=1e-4)
+  config_ = json.loads((tmp_path / "ours" / "config.json").read_text())
+  config_["quantization_config"]["bnb_4bit_quant_type"] = "fp4"
+  (tmp_path / "ours" / "config.json").write_text(json.dumps(config_))
+  with pytest.raises(InputError, match="fp4"):
+    jaxpeft.load(str(tmp_path / "ours"), quantize="nf4")

@@ -17,9 +17,10 @@ import safetensors
 import safetensors.numpy
 
 from jaxpeft import nf4
-from jaxpeft.checkpoints import hf_config
+from jaxpeft.checkpoints import bnb, hf_config
 from jaxpeft.checkpoints.hf_names import GEMMA2, LAYER, TOP, group_index
 from jaxpeft.errors import InputError
+from jaxpeft.linear import is_node
 from jaxpeft.transformer import ModelConfig, Transformer, layer_groups
 
 _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
@@ -87,6 +88,10 @@ def load(
   files = _files(directory)
   wanted = {name for place in places.values() for name in place.tensors}
   have = {name for name in files if not _BUFFERS.fullmatch(name)}
+  packed = bnb.names(files)
+  if packed and not quantize:
+    raise InputError(f"{directory} holds 4-bit weights: load it with quantize='nf4'")
+  have -= {part for name in packed for part in bnb.parts(name)}
   if config.tied:
     have.discard(TOP["head"])  # a copy of the embedding, if there at all
   problems = [f"missing {name}" for name in sorted(wanted - have)]
@@ -95,7 +100,7 @@ def load(
     f"{name} is {list(files[name][1])}, not {list(place.theirs)}"
     for place in places.values()
     for name in place.tensors
-    if name in files and tuple(files[name][1]) != place.theirs
+    if name in files and name not in packed and tuple(files[name][1]) != place.theirs
   ]
   if problems:
     more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -117,14 +122,14 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
   Args:
     directory: to be made, or to be replaced file by file.
     config: of the model.
-    params: plain arrays (merge adapters first).
+    params: plain arrays or NF4 weights (merge adapters first).
     tokenizer: a `Tokenizer` whose files are to lie beside the weights.
   """
   directory = pathlib.Path(directory)
   directory.parent.mkdir(parents=True, exist_ok=True)
   flat = {
     jax.tree_util.keystr(p, simple=True, separator="/"): x
-    for p, x in jax.tree_util.tree_leaves_with_path(params)
+    for p, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
   }
   groups = [
     flat[p].shape[0] for p in sorted(flat, key=group_index) if p.endswith("norm/attn")
@@ -134,6 +139,8 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
     tmp = pathlib.Path(tmp)
     _write_shards(tmp, _places(config, tuple(groups)), flat)
     hf = hf_config.to_hf(config, dtype)
+    if any(map(is_node, flat.values())):
+      hf["quantization_config"] = bnb.CONFIG | dict(bnb_4bit_compute_dtype=dtype)
     (tmp / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     for name, data in (tokenizer.files if tokenizer else {}).items():
       (tmp / name).write_bytes(data)
@@ -219,11 +226,15 @@ def _read(place: _Place, files, dtype: str):
 
 def _read_nf4(path: str, place: _Place, files, dtype: str):
   """A stack of 4-bit weights; the host holds them and one layer's weight."""
+  packed = bnb.names(files)
   nf4.check(path, place.shape[1:])
   stack, depth = None, len(place.tensors)
   for i, name in enumerate(place.tensors):
     with safetensors.safe_open(files[name][0], "numpy") as f:
-      node = nf4.quantise(jnp.asarray(f.get_tensor(name).T).astype(dtype))
+      if name in packed:
+        node = bnb.read(name, f.get_tensor, place.theirs, dtype)
+      else:
+        node = nf4.quantise(jnp.asarray(f.get_tensor(name).T).astype(dtype))
     if stack is None:
       stack = jax.tree.map(lambda x: _aligned((depth, *x.shape), x.dtype), node)
     for whole, part in zip(jax.tree.leaves(stack), jax.tree.leaves(node), strict=True):
@@ -259,6 +270,10 @@ def _write_shards(directory: pathlib.Path, places, flat):
     )
     tensors = {}
     for name, path, place, i, _ in shard:
+      if is_node(flat[path]):
+        tensors |= bnb.write(name, flat[path][i])
+        weight_map |= dict.fromkeys({name, *bnb.parts(name)}, file)
+        continue
       leaf = flat[path][i : i + 1] if place.stacked else flat[path]
       tensors[name] = np.ascontiguousarray(place.slot(np.asarray(leaf), 0))
       weight_map[name] = file

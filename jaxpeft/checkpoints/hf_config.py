@@ -1,6 +1,7 @@
 """Hugging Face `config.json` <-> ModelConfig. A field nobody handles is an error."""
 
 from jaxpeft.attention import EVERYWHERE
+from jaxpeft.checkpoints import bnb
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.transformer import ModelConfig
 
@@ -30,6 +31,7 @@ _IRRELEVANT = frozenset(
   attn_logit_softcapping final_logit_softcapping rope_interleaved return_dict
   output_hidden_states output_attentions torchscript is_encoder_decoder
   chunk_size_feed_forward problem_type
+  quantization_config
   id2label label2id task_specific_params model_max_length unsloth_version unsloth_fixed
   """.split()
 )
@@ -46,6 +48,9 @@ def from_hf(hf: dict, place: str = "config.json") -> ModelConfig:
   family = hf.get("model_type")
   if family not in FAMILIES:
     raise unknown(f"model_type in {place}", family, FAMILIES)
+  quantized = hf.get("quantization_config")
+  if quantized:
+    bnb.check_config(quantized, place)
   for field, value in hf.items():
     if field not in _IRRELEVANT and value not in (None, False, 0, 0.0):
       raise InputError(f"{place}: field {field!r} = {value!r} is not supported")
