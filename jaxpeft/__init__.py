@@ -3,8 +3,8 @@
 import importlib
 
 _WHERE = {
-  "adapters": "DoRA Full IA3 LoRA LoRAGA LoRAOne LoRAXS MiLoRA NoRA OLoRA PiSSA SVF "
-  "SVFT VeRA Adapted Adapter adapt attach blend count detach merge select",
+  "adapters": "DoRA Full IA3 LoftQ LoRA LoRAGA LoRAOne LoRAXS MiLoRA NoRA OLoRA PiSSA "
+  "SVF SVFT VeRA Adapted Adapter adapt attach blend count detach merge select",
   "build": "load_run",
   "errors": "InputError",
   "export": "load_adapter save_adapter save_hf",

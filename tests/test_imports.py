@@ -23,7 +23,7 @@ ALLOWED = {
   "precondition": {"errors"},
   "transformer": {"attention", "linear"},
   "sample": {"attention", "errors", "transformer"},
-  "adapters": {"adapters", "errors", "linear", "partitions", "svd"},
+  "adapters": {"adapters", "errors", "linear", "nf4", "partitions", "svd"},
   "data": {"assets", "data", "errors"},
   "tasks": {"data", "errors", "tasks"},
   "training": {"attention", "errors", "losses", "partitions"},

@@ -177,6 +177,60 @@ def test_a_model_trains_in_4_bits_as_over_the_dequantised_base(name, quantised):
   chex.assert_trees_all_equal_shapes_and_dtypes(merged.params, plain)
 
 
+@pytest.mark.parametrize("method", [jaxpeft.PiSSA, jaxpeft.MiLoRA, jaxpeft.OLoRA])
+def test_what_is_left_of_a_weight_can_be_frozen_in_4_bits(method):
+  u, v = (np.linalg.qr(weight((n, 64), n))[0] for n in (128, 96))
+  w = jnp.asarray((u * np.arange(1, 65.0) ** -0.7) @ v.T, jnp.float32)
+
+  def away(adapter):
+    frozen, theta = adapter.init(jax.random.key(0), w)
+    assert isinstance(frozen["w"], nf4.NF4)
+    x = jax.random.normal(jax.random.key(1), (3, 128))
+    want = x @ adapter.merge(frozen, theta)
+    np.testing.assert_allclose(adapter.apply(x, frozen, theta), want, atol=1e-5)
+    return float(jnp.linalg.norm(adapter.merge(frozen, theta) - w))
+
+  plain = float(jnp.linalg.norm(nf4.quantise(w).dense() - w))
+  ours = away(method(rank=8, alpha=4.0, quantize="nf4"))
+  assert ours < plain * (0.75 if method is jaxpeft.PiSSA else 1.05)
+  loftq = away(jaxpeft.LoftQ(rank=8, alpha=4.0))
+  more = away(jaxpeft.LoftQ(rank=8, alpha=4.0, rounds=5))
+  assert more < loftq < 0.9 * plain
+  if method is jaxpeft.PiSSA:
+    assert away(method(rank=8, alpha=4.0, quantize="nf4", rounds=5)) < ours
+  with pytest.raises(InputError, match="needs quantize"):
+    method(rounds=2)
+  with pytest.raises(InputError, match="of 4 bits"):
+    jaxpeft.LoftQ(quantize="")
+  with pytest.raises(InputError, match="multiple of 64"):
+    jaxpeft.LoftQ().check("layers_0/attn/q", (48, 64))
+
+
+def test_quantised_starts_are_saved_and_loaded_and_exported(tmp_path):
+  model = jaxpeft.load("embedded", dtype="float32")
+  rules = {
+    "layers_.*/attn/.*": jaxpeft.PiSSA(rank=4, quantize="nf4", iterations=4),
+    "layers_.*/mlp/.*": jaxpeft.LoftQ(rank=4),
+  }
+  params = jaxpeft.adapt(model.params, rules, jax.random.key(0))
+  theta, frozen = partitions.partition(params, partitions.trainable_mask(params))
+  params = partitions.combine(perturbed(theta, scale=0.02), frozen)
+  jaxpeft.save_adapter(params, tmp_path / "own", key=jax.random.key(0))
+  again = jaxpeft.load_adapter(model.params, tmp_path / "own")
+  chex.assert_trees_all_equal(again, params)
+  with pytest.raises(InputError, match="give a rank"):
+    jaxpeft.save_adapter(params, tmp_path / "peft", "peft", base=model.params)
+  with pytest.raises(InputError, match="does not keep the base"):
+    jaxpeft.save_adapter(params, tmp_path / "peft", "peft", rank=8)
+  errors = jaxpeft.save_adapter(
+    params, tmp_path / "peft", "peft", base=model.params, rank=128
+  )
+  assert max(errors.values()) < 1e-3
+  back = model.replace(params=jaxpeft.load_adapter(model.params, tmp_path / "peft"))
+  x = np.arange(20)[None]
+  np.testing.assert_allclose(back(x), model.replace(params=params)(x), atol=1e-2)
+
+
 @pytest.mark.parametrize("adapter", [jaxpeft.LoRA(), jaxpeft.SVFT("random")])
 def test_files_and_attaching_work_over_4_bits(adapter, quantised, tmp_path):
   params = jaxpeft.adapt(quantised.params, {LINEARS: adapter}, jax.random.key(0))

@@ -16,6 +16,7 @@ from jaxpeft.adapters.blend import blend
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.full import Full
 from jaxpeft.adapters.ia3 import IA3
+from jaxpeft.adapters.loftq import LoftQ
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.lora_ga import LoRAGA
 from jaxpeft.adapters.lora_one import LoRAOne
@@ -36,6 +37,7 @@ METHODS = {
     DoRA,
     Full,
     IA3,
+    LoftQ,
     LoRA,
     LoRAGA,
     LoRAOne,
@@ -240,7 +242,9 @@ def _init(adapter, key, w: tuple, stacked: bool, bar):
     if all(p[0][name] is w_i for p, w_i in zip(parts, layers, strict=True))
   }
   frozen = {
-    name: w[0] if name in same else jnp.stack([p[0][name] for p in parts])
+    name: w[0]
+    if name in same
+    else jax.tree.map(lambda *xs: jnp.stack(xs), *[p[0][name] for p in parts])
     for name in parts[0][0]
   }
   return frozen, jax.tree.map(lambda *xs: jnp.stack(xs), *[p[1] for p in parts])

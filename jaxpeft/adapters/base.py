@@ -16,6 +16,7 @@ and, where they differ from the defaults of `Adapter`:
   change_rank                       of W' - W, W the base's weight, where it is low
   identity(frozen, theta) -> theta  a theta with which W' = W; by default zeros
   lora(frozen, theta) -> (a, b)     with W' = W + a b, where frozen and theta tell
+  keeps_base                        False if frozen["w"] is not the base's weight
   needs_gradient                    init takes the loss's gradient of w, too; zero
                                     where theta is loaded next. `batches` says of how
                                     many batches
@@ -40,6 +41,7 @@ class Adapter:
   dims: ClassVar[Mapping[str, str]]
   matrix_only: ClassVar[bool] = True
   change_rank: ClassVar[int | None] = None
+  keeps_base: ClassVar[bool] = True
   needs_gradient: ClassVar[bool] = False
   keeps: ClassVar[tuple[str, ...]] = ()
 

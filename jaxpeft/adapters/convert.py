@@ -49,8 +49,8 @@ def low_rank(path: str, node: Adapted, base=None, rank: int | None = None) -> Lo
       "the nearest LoRA, or export merged weights (format hf)"
     )
   if base is None:
-    base = node.frozen.get("w")
-    if base is None or (own is not None and pair is None):
+    base = node.frozen.get("w") if adapter.keeps_base else None
+    if base is None:
       raise InputError(f"{name} on {path} does not keep the base's weight; give `base`")
   change = node.dense() - float32(base)
   q = min(rank or own, *change.shape)

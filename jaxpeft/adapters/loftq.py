@@ -1,0 +1,42 @@
+"""LoftQ: LoRA that starts as what 4 bits leave of W [Li et al. 2023, arXiv:2310.08659].
+
+Q = nf4(W - c A B) and c A B = the r leading triplets of W - Q, in turn; Q stays frozen.
+The paper's setting (LLaMA2-7B, all projections): rank 64, alpha 64 (c = 1), 5 rounds.
+Axes: i in, o out, r rank.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxpeft import nf4, svd
+from jaxpeft.adapters.base import float32
+from jaxpeft.adapters.residual import Residual
+from jaxpeft.errors import InputError
+
+_ITERATIONS, _OVERSAMPLE = 8, 8  # of the randomised SVD
+
+
+@dataclasses.dataclass(frozen=True)
+class LoftQ(Residual):
+  """LoRA that makes up for the rounding of the 4-bit weight beside it."""
+
+  quantize: str = "nf4"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.quantize:
+      raise InputError("LoftQ is of 4 bits: quantize must be 'nf4'")
+
+  def init(self, key, w):
+    """frozen q = nf4(w - c a b) of the round before; theta a, b."""
+    self.check_base(w)
+    whole, change = float32(w), 0.0
+    for _ in range(self.rounds):
+      q = nf4.quantise((whole - change).astype(w.dtype))
+      left = whole - float32(q)
+      u, s, vt = svd.randomised(key, left, self.rank, _ITERATIONS, _OVERSAMPLE)
+      root = jnp.sqrt(s / self.scale)
+      a, b = u * root, root[:, None] * vt
+      change = self.scale * (a @ b)
+    return dict(w=q), dict(a=a, b=b)
