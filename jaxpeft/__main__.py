@@ -1,4 +1,4 @@
-"""python -m jaxpeft doctor | export | compare"""
+"""python -m jaxpeft doctor | memory | export | compare"""
 
 import argparse
 import importlib.metadata
@@ -65,6 +65,16 @@ def export(args):
   print(f"wrote {args.out}: {report}")
 
 
+def memory(args):
+  """Compiles a run's training step, weights not read, and prints what it needs."""
+  from jaxpeft import memory as planner
+
+  planner.prepare(args.target)
+  cli.config_flag()
+  config = cli.parse(["memory", f"--config={args.config}", *args.rest]).config
+  print(planner.plan(config, args.target))
+
+
 def compare(args):
   """Trains configs with an equal tuning budget; a table and a plot."""
   from jaxpeft import compare as comparison
@@ -97,6 +107,10 @@ def main():
     "--tolerance", type=float, help="largest difference of logits; see the message"
   )
   out.set_defaults(run=export)
+  plan = commands.add_parser("memory", help=memory.__doc__)
+  plan.add_argument("--config", required=True, help="a file in configs/")
+  plan.add_argument("--target", default="cpu", help="cpu, or h100 (needs [aot])")
+  plan.set_defaults(run=memory)
   many = commands.add_parser("compare", help=compare.__doc__)
   many.add_argument("--configs", required=True, help="files, with commas between them")
   many.add_argument("--seeds", type=int, default=3)
@@ -109,7 +123,7 @@ def main():
   many.set_defaults(run=compare)
   args, rest = parser.parse_known_args()
   args.rest = rest
-  if rest and args.run is not compare:
+  if rest and args.run not in (compare, memory):
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   with cli.one_clear_line():
     args.run(args)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+_NUMBERS = 2**23  # of logits at a time: 32 MiB in float32
+
 
 def cross_entropy(logits, targets, weights):
   """Weighted sum of -log p(target), and the sum of the weights.
@@ -20,3 +22,36 @@ def cross_entropy(logits, targets, weights):
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   loss = jax.nn.logsumexp(logits, axis=-1) - picked
   return jnp.sum(loss * weights), jnp.sum(weights)
+
+
+def chunked(to_logits, hidden, targets, weights):
+  """`cross_entropy` from hidden states, some tokens at a time.
+
+  Where all logits are more than 32 MiB, those of a chunk are computed, scored and
+  dropped, and computed again in the backward pass: no float32[B, T, V] exists.
+
+  Args:
+    to_logits: hidden float[..., D] -> float32[..., V].
+    hidden: float[B, T, D].
+    targets: int[B, T].
+    weights: float[B, T].
+  Returns:
+    As `cross_entropy`.
+  """
+  vocab = jax.eval_shape(to_logits, hidden).shape[-1]
+  tokens, size = targets.size, max(1, _NUMBERS // vocab)
+  if tokens <= size:
+    return cross_entropy(to_logits(hidden), targets, weights)
+
+  def split(x, tail):
+    flat = x.reshape(tokens, *tail)
+    padding = [(0, -tokens % size)] + [(0, 0)] * len(tail)  # of weight 0
+    return jnp.pad(flat, padding).reshape(-1, size, *tail)
+
+  @jax.checkpoint
+  def add(total, chunk):
+    h, t, w = chunk
+    return jax.tree.map(jnp.add, total, cross_entropy(to_logits(h), t, w)), None
+
+  chunks = split(hidden, hidden.shape[-1:]), split(targets, ()), split(weights, ())
+  return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), chunks)[0]

@@ -108,6 +108,19 @@ def load(
   Raises:
     InputError: what cannot be found, read or is not supported.
   """
+  transformer, directory = architecture(source, dtype, groups, remat, quantize)
+  config = transformer.config
+  if source.startswith("init:"):
+    params = init(transformer, seed)
+    params = nf4.quantise_tree(params) if quantize else params
+  else:
+    params = hf.load(directory, config, dtype, tuple(groups), bool(quantize))
+  tokenizer = tokenizers.load(directory, config.eos_ids)
+  return Model(transformer, params, tokenizer, source)
+
+
+def architecture(source, dtype, groups=(), remat="products", quantize=None):
+  """(Transformer, directory with its weights or tokenizer); arguments as `load`'s."""
   if dtype not in DTYPES:
     raise unknown("model.dtype", dtype, DTYPES)
   if remat not in REMAT:
@@ -127,14 +140,7 @@ def load(
     layer_groups(groups, config.depth)
   except ValueError as e:
     raise InputError(f"model.groups: {e}") from e
-  transformer = Transformer(config, tuple(groups), remat, dtype)
-  if source.startswith("init:"):
-    params = init(transformer, seed)
-    params = nf4.quantise_tree(params) if quantize else params
-  else:
-    params = hf.load(directory, config, dtype, tuple(groups), bool(quantize))
-  tokenizer = tokenizers.load(directory, config.eos_ids)
-  return Model(transformer, params, tokenizer, source)
+  return Transformer(config, tuple(groups), remat, dtype), directory
 
 
 def init(transformer: Transformer, seed: int):

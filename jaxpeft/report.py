@@ -6,6 +6,7 @@ from jaxpeft.log import human
 def planned_bytes(compiled) -> int:
   """Device memory that a compiled program needs, its arguments included."""
   plan = compiled.memory_analysis()
+  # What is donated, and so stays in place, counts once.
   return (
     plan.argument_size_in_bytes
     + plan.output_size_in_bytes

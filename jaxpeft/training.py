@@ -32,8 +32,13 @@ def init_state(trainable, tx) -> TrainState:
 def loss_sum(transformer, params, batch, noise=None):
   """(summed loss in nats, supervised tokens) of one batch; see `data.batches`."""
   where = Where(batch["position"], batch["segment"])
-  logits = transformer.apply({"params": params}, batch["tokens"], where, noise=noise)
-  return losses.cross_entropy(logits, batch["targets"], batch["weights"])
+
+  def score(to_logits, hidden):
+    return losses.chunked(to_logits, hidden, batch["targets"], batch["weights"])
+
+  return transformer.apply(
+    {"params": params}, batch["tokens"], where, noise=noise, score=score
+  )
 
 
 def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0):

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxpeft.attention import EVERYWHERE, KV, Where, attend
 from jaxpeft.linear import Weights, dense, linear, weight
+from jaxpeft.rope import rope, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Transformer(nn.Module):
     keep_kv=False,
     at=None,
     noise=None,
+    score=None,
   ):
     """Logits, and with `keep_kv` also each group's (k, v) [depth, B, K, T, N] of x.
 
@@ -92,6 +94,9 @@ class Transformer(nn.Module):
       keep_kv: return keys and values too, to fill a cache.
       at: int[B], the one token of each row to give logits [B, V] for; None is all.
       noise: float[B, T, D], added to the embeddings; None is none.
+      score: called with the function from final hidden states to logits, and those
+        states [B, T, D]; what it returns comes back instead of logits, so that a loss
+        need not hold all of them at once.
     """
     c = self.config
     where = where or full_rows(tokens.shape)
@@ -125,8 +130,12 @@ class Transformer(nn.Module):
       if c.tied
       else weight(self, "head", (c.width, c.vocab_size), nn.initializers.lecun_normal())
     )
-    logits = soft_cap(linear(x, head).astype(jnp.float32), c.final_softcap)
-    return (logits, kept) if keep_kv else logits
+
+    def to_logits(x):
+      return soft_cap(linear(x, head).astype(jnp.float32), c.final_softcap)
+
+    out = to_logits(x) if score is None else score(to_logits, x)
+    return (out, kept) if keep_kv else out
 
 
 class Block(nn.Module):
@@ -185,45 +194,6 @@ REMAT = {
   ),
   "layer": nn.remat(Block, prevent_cse=False),
 }
-
-
-def rope(position, c: ModelConfig):
-  """(sin, cos) float32[B, 1, T, N/2] of rotary embedding, with the scaling of `c`."""
-  # float32: bfloat16 would round position 257 to 256.
-  angle = position.astype(jnp.float32)[:, None, :, None] * rope_frequencies(c)
-  return jnp.sin(angle), jnp.cos(angle)
-
-
-def rope_frequencies(c: ModelConfig):
-  """float32[N/2], radians per position. Source: Su et al. 2021; Llama 3.1 scaling."""
-  power = np.arange(0, c.head_dim, 2, dtype=np.float32) / np.float32(c.head_dim)
-  freq = (1.0 / np.float32(c.rope_theta) ** power).astype(np.float32)
-  scaling = dict(c.rope_scaling)
-  kind = scaling.get("rope_type", "default")
-  if kind == "linear":
-    return freq / np.float32(scaling["factor"])
-  if kind == "llama3":
-    old, low, high = (
-      scaling[k]
-      for k in (
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-      )
-    )
-    turns = old * freq / (2 * np.pi)  # full turns within the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (freq * ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
-  return freq
-
-
-def rotate(x, sin, cos):
-  """Rotates x [B, heads, T, N]; element i pairs with i + N/2, as in Hugging Face."""
-  halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
-  sin = jnp.stack([-sin, sin], -2)
-  # Reversing an axis of two, not concatenating slices, which XLA:CPU does slowly.
-  rotated = halves * cos[..., None, :] + jax.lax.rev(halves, (halves.ndim - 2,)) * sin
-  return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def gated(gate, up, activation: str):

@@ -1,0 +1,60 @@
+"""The compiled plan of a run's memory: what train.py prints, and for an H100."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxpeft import config, memory
+from jaxpeft.errors import InputError
+
+LINEARS = "layers_.*/(attn|mlp)/.*"
+
+
+def lora(**changes):
+  c = config.base()
+  c.adapt.main = dict(name="LoRA", match=LINEARS, rank=8)
+  c.train.batch_size = 4
+  for key, value in changes.items():
+    c.model[key] = value
+  return c
+
+
+def test_arguments_are_exact_and_4_bits_are_fewer():
+  plain, small = memory.plan(lora()), memory.plan(lora(quantize="nf4"))
+  trained = 81_920 * 4
+  assert plain.trainable == small.trainable == trained
+  assert plain.optimiser == pytest.approx(2 * trained, abs=64)
+  assert plain.batch == 5 * 4 * 192 * 4
+  projections = 4 * (4 * 128 * 128 + 3 * 128 * 384)
+  assert plain.quantised == 0
+  assert small.base == plain.base - 4 * projections
+  assert small.quantised == pytest.approx(projections * 4.127 / 8, rel=0.01)
+  for plan in (plain, small):
+    whole = plan.base + plan.quantised + plan.trainable + plan.optimiser + plan.batch
+    assert plan.total == pytest.approx(whole + plan.temporaries, rel=0.02)
+  assert "temporaries" in str(plain)
+
+
+def test_what_cannot_be_planned_is_refused(monkeypatch):
+  with pytest.raises(InputError, match=r"target.*h100"):
+    memory.plan(lora(), "tpu")
+  monkeypatch.setattr(memory, "_has", lambda module: False)
+  with pytest.raises(InputError, match="jax-cuda13-pjrt"):
+    memory.plan(lora(), "h100")
+  c = lora()
+  c.train.accumulate = 3
+  with pytest.raises(InputError, match="does not divide"):
+    memory.plan(c)
+
+
+def test_compiles_for_an_h100_without_one():
+  if not memory.can_compile_for("h100"):
+    pytest.skip("jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
+  command = [sys.executable, "-m", "jaxpeft", "memory", "--config=configs/qlora.py"]
+  command += ["--target=h100", "--config.train.batch_size=2"]
+  root = os.path.dirname(os.path.dirname(__file__))
+  out = subprocess.run(command, capture_output=True, text=True, cwd=root)
+  assert out.returncode == 0, out.stderr
+  assert "compiled for h100" in out.stdout
