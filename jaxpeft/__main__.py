@@ -109,7 +109,7 @@ def main():
   out.set_defaults(run=export)
   plan = commands.add_parser("memory", help=memory.__doc__)
   plan.add_argument("--config", required=True, help="a file in configs/")
-  plan.add_argument("--target", default="cpu", help="cpu, or h100 (needs [aot])")
+  plan.add_argument("--target", default="cpu", help="cpu, or h100 (none is needed)")
   plan.set_defaults(run=memory)
   many = commands.add_parser("compare", help=compare.__doc__)
   many.add_argument("--configs", required=True, help="files, with commas between them")

@@ -10,9 +10,9 @@ import os
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxpeft import adapters, model, nf4, optim, partitions, report, training
+from jaxpeft.data import batches
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import is_node
 
@@ -89,14 +89,8 @@ def plan(config, target: str = "cpu") -> Plan:
     return training.init_state(trainable, tx), frozen
 
   state, frozen = jax.eval_shape(start)
-  if t.accumulate < 1 or t.batch_size % t.accumulate:
-    raise InputError(
-      f"train.accumulate {t.accumulate} does not divide train.batch_size {t.batch_size}"
-    )
-  shape = (t.accumulate, t.batch_size // t.accumulate, config.data.max_tokens)
-  whole = jax.ShapeDtypeStruct(shape, jnp.int32)
-  batch = dict.fromkeys(("tokens", "targets", "position", "segment"), whole)
-  batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  empty = batches.to_arrays([[]] * t.batch_size, config.data.max_tokens)
+  batch = training.split(empty, t.accumulate)
 
   def place(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -122,7 +116,7 @@ def plan(config, target: str = "cpu") -> Plan:
 
 
 def prepare(target: str):
-  """Sets what must be set before JAX is imported, to compile without the device."""
+  """Sets what must be set before JAX looks for devices, to compile without one."""
   if TARGETS.get(target):
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")

@@ -162,10 +162,11 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
   """
   found = match(params, rules)
   needy = [path for path, adapter in found.items() if adapter.needs_gradient]
-  if needy and gradients is None:
+  lacking = [p for p in needy if gradients != {} and p not in (gradients or {})]
+  if lacking:
     raise InputError(
-      f"{type(found[needy[0]]).__name__} on {needy[0]} starts from the loss's gradient;"
-      " give adapt(..., gradients=) what jaxpeft.gradients computes"
+      f"{type(found[lacking[0]]).__name__} on {lacking[0]} starts from the loss's "
+      "gradient; give adapt(..., gradients=) what jaxpeft.gradients computes"
     )
   leaves = nodes(params)
   layers = sum(leaves[p].shape[0] if is_stacked(p) else 1 for p in found)
@@ -179,7 +180,9 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
       if path not in found:
         return leaf
       own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-      w = (leaf, gradients[path]) if path in needy and gradients else (leaf,)
+      w = (leaf,)
+      if path in needy:
+        w += (gradients[path] if gradients else jnp.zeros(leaf.shape),)
       return Adapted(*_init(found[path], own, w, is_stacked(path), bar), found[path])
 
     return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_node)

@@ -44,10 +44,8 @@ class LoRAGA(LoRA):
     super().check(path, shape)
     check_rank(2 * self.rank, f"(LoRA-GA: twice the rank) {path}", shape)
 
-  def init(self, key, w, gradient=None):
-    """frozen w, a0, b0; theta a, b: the same start; zero without a gradient."""
-    if gradient is None:
-      gradient = jnp.zeros(w.shape)
+  def init(self, key, w, gradient):
+    """frozen w, a0, b0; theta a, b: the same start; zero where that is zero."""
     r = self.rank
     u, _, vt = svd.randomised(key, gradient, 2 * r, _ITERATIONS, 2 * r)
     size = w.shape[1] ** 0.25 / math.sqrt(self.gamma)

@@ -33,10 +33,8 @@ class LoRAOne(LoRA):
   batches: int = 1
   needs_gradient: ClassVar[bool] = True
 
-  def init(self, key, w, gradient=None):
-    """frozen w; theta a, b with a b down the gradient; zero without one."""
-    if gradient is None:
-      gradient = jnp.zeros(w.shape)
+  def init(self, key, w, gradient):
+    """frozen w; theta a, b with a b down the gradient; zero where that is zero."""
     u, s, vt = svd.randomised(key, gradient, self.rank, _ITERATIONS, _OVERSAMPLE)
     size = jnp.sqrt(s / jnp.where(s[0] > 0, s[0], 1.0)) / math.sqrt(self.gamma)
     return dict(w=w), dict(a=-size * u, b=size[:, None] * vt)

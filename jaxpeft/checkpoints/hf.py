@@ -253,9 +253,8 @@ def _aligned(shape, dtype) -> np.ndarray:
 def _write_shards(directory: pathlib.Path, places, flat):
   shards, used = [[]], 0
   for path, place in places.items():
-    item = np.dtype(flat[path].dtype).itemsize
     for i, name in enumerate(place.tensors):
-      size = int(np.prod(place.theirs)) * item
+      size = flat[path].nbytes // len(place.tensors)
       if used + size > _SHARD_BYTES and shards[-1]:
         shards.append([])
         used = 0
