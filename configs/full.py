@@ -10,5 +10,5 @@ def get_config():
   """The run."""
   c = config.base()
   c.adapt.main = dict(name="Full", match=".*")
-  c.optim.lr = 1e-3
+  c.optim.lr = 3e-3
   return c

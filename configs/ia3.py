@@ -11,5 +11,5 @@ def get_config():
   c = config.base()
   c.adapt.keys = dict(name="IA3", match="layers_.*/attn/[kv]")
   c.adapt.hidden = dict(name="IA3", match="layers_.*/mlp/down", on="input")
-  c.optim.lr = 5e-2
+  c.optim.lr = 0.15
   return c

@@ -12,5 +12,5 @@ def get_config():
   """The run."""
   c = config.base()
   c.adapt.main = dict(name="SVF", match=LINEARS)
-  c.optim.lr = 5e-2
+  c.optim.lr = 0.15
   return c

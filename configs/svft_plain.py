@@ -10,5 +10,5 @@ def get_config():
   """The run."""
   c = config.base()
   c.adapt.main = dict(name="SVFT", match="layers_.*/(attn|mlp)/.*", pattern="plain")
-  c.optim.lr = 5e-2
+  c.optim.lr = 0.15
   return c

@@ -12,5 +12,5 @@ def get_config():
   c.adapt.main = dict(
     name="SVFT", match="layers_.*/(attn|mlp)/.*", pattern="topk", off_diagonals=8
   )
-  c.optim.lr = 2e-2
+  c.optim.lr = 6e-2
   return c

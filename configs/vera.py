@@ -12,5 +12,5 @@ def get_config():
   """The run."""
   c = config.base()
   c.adapt.main = dict(name="VeRA", match=LINEARS, rank=256)
-  c.optim.lr = 2e-2
+  c.optim.lr = 6e-2
   return c

@@ -113,7 +113,7 @@ def plot(rows: list[dict], path: pathlib.Path):
 
   fig = figure.Figure(figsize=(7, 4.5), layout="constrained")
   axes = fig.subplots()
-  best = -1.0
+  best, label = -1.0, (0, 0.0)
   for row in sorted(rows, key=lambda row: (row["trained"], -row["accuracy"])):
     low, high = row["interval"]
     ahead = row["accuracy"] > best  # none with fewer parameters is as accurate
@@ -125,11 +125,17 @@ def plot(rows: list[dict], path: pathlib.Path):
       fmt="o",
       color="C0" if ahead else "0.6",
     )
+    # Names of points at one place go below each other.
+    beside = label[0] > row["trained"] / 1.2
+    y = min(row["accuracy"], label[1] - 0.03) if beside else row["accuracy"]
+    label = (row["trained"], y)
+    near = any(1.2 < other["trained"] / row["trained"] < 3 for other in rows)
     axes.annotate(
       row["name"],
-      (row["trained"], row["accuracy"]),
-      xytext=(5, 4),
+      label,
+      xytext=(-6 if near else 6, -3),
       textcoords="offset points",
+      ha="right" if near else "left",
       fontsize=8,
     )
   axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy", ylim=(0, 1.02))
