@@ -39,6 +39,7 @@ def main(argv):
     partitions,
     report,
     sample,
+    tokens,
     training,
   )
   from jaxpeft.checkpoints import adapter as adapter_files
@@ -48,6 +49,7 @@ def main(argv):
   # ---- what is asked for, checked before anything is written -------------------------
   t, e = config.train, config.eval
   sampling = sample.Sampling(e.temperature, e.top_k, e.top_p)
+  selection = tokens.Selection(**config.tokens)
   tx, rate = optim.make(t.steps, **config.optim)
   base = build.base(config)
   build.check(config, base, tx)
@@ -97,7 +99,9 @@ def main(argv):
   shown = batches.preview(data.batches[0], base.tokenizer, sys.stderr.isatty())
   log.note(f"first example, what is learned marked:\n{shown}\ncompiling ...")
   clock = time.time()
-  jitted = training.make_step(run.model.transformer, tx, t.neftune, config.seed)
+  jitted = training.make_step(
+    run.model.transformer, tx, t.neftune, config.seed, selection
+  )
   step_fn = jitted.lower(state, run.frozen, first).compile()
   eval_fn = training.make_eval(run.model.transformer)
   compile_s = time.time() - clock

@@ -17,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 EVERYWHERE = 1 << 30  # a window that no position leaves
 _MASKED = -2.0e38  # finite: a row without any key must not become NaN
-_BLOCK, _BLOCKS = 64, 8  # least queries in a block, most blocks
+_LEAST = 64  # queries in a quarter
+_NUMBERS = 2**22  # of scores at a time: 16 MiB in float32
 
 
 class Where(NamedTuple):
@@ -67,34 +68,41 @@ def _attend(scale, cap, q, kv, places):
 
 
 def _forward(scale, cap, q, kv, places):
-  outs, lses = [], []
-  for rows in _blocks(q.shape[3]):
-    qi, kvi, seen = _slice(q, kv, places, rows)
-    s, _ = _scores(scale, cap, qi, kvi, seen)
+  # Else masks, which follow from positions alone, would be formed once and kept.
+  q, places = jax.lax.optimization_barrier((q, places))
+  where, _, window = places
+
+  def block(_, item):
+    qi, whereis = item
+    s, _ = _scores(scale, cap, qi, kvi, _seen(whereis, keys, window))
     top = s.max(-1, keepdims=True)
     p = jnp.exp(s - top)
     total = p.sum(-1, keepdims=True)
     # Dividing the [T, N] sums instead of the [T, S] weights is the same, and cheaper.
-    outs.append((_split_sum(_weigh, p, [v for _, v in kvi]) / total).astype(q.dtype))
-    lses.append(top + jnp.log(total))
-  out = checkpoint_name(jnp.concatenate(outs, 3), "product")
-  lse = checkpoint_name(jnp.concatenate(lses, 3), "product")
+    out = _split_sum(_weigh, p, [v for _, v in kvi]) / total
+    return None, (out.astype(q.dtype), top + jnp.log(total))
+
+  parts = []
+  for rows in _quarters(q.shape[3]):
+    kvi, keys = _until(rows.stop, kv, places)
+    parts.append(_loop(block, None, _of(rows, (q,), where), kvi)[1])
+  out, lse = (jnp.concatenate(x, 3) for x in zip(*parts, strict=True))
+  out, lse = checkpoint_name(out, "product"), checkpoint_name(lse, "product")
   return out, (q, kv, places, out, lse)
 
 
 def _backward(scale, cap, residuals, g):
   q, kv, places, out, lse = residuals
+  g, places = jax.lax.optimization_barrier((g, places))
+  where, _, window = places
   delta = jnp.sum(g.astype(jnp.float32) * out, -1, keepdims=True)
-  dqs = []
-  dkv = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), kv)
-  for rows in _blocks(q.shape[3]):
-    qi, kvi, seen = _slice(q, kv, places, rows)
-    gi = g[:, :, :, rows]
-    s, slope = _scores(scale, cap, qi, kvi, seen)
-    p = jnp.exp(s - lse[:, :, :, rows])
+
+  def block(dkv, item):
+    qi, gi, di, lsei, whereis = item
+    s, slope = _scores(scale, cap, qi, kvi, _seen(whereis, keys, window))
+    p = jnp.exp(s - lsei)
     dp = jnp.concatenate([_dot(gi, v) for _, v in kvi], -1)
-    ds = (p * (dp - delta[:, :, :, rows]) * slope).astype(q.dtype)
-    dqs.append(_split_sum(_weigh, ds, [k for k, _ in kvi]) * scale)
+    ds = (p * (dp - di) * slope).astype(q.dtype)
     new, at = [], 0
     for (dk, dv), (k, _) in zip(dkv, kvi, strict=True):
       n = k.shape[2]
@@ -103,29 +111,87 @@ def _backward(scale, cap, residuals, g):
       dv = dv.at[:, :, :n].add(_collect(p[..., here].astype(g.dtype), gi))
       new.append((dk, dv))
       at += n
-    dkv = tuple(new)
-  dq = jnp.concatenate(dqs, 3).astype(q.dtype)
+    dq = _split_sum(_weigh, ds, [k for k, _ in kvi]) * scale
+    return tuple(new), dq.astype(q.dtype)
+
+  dqs = []
+  dkv = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), kv)
+  for rows in _quarters(q.shape[3]):
+    kvi, keys = _until(rows.stop, kv, places)
+    dkv, dq = _loop(block, dkv, _of(rows, (q, g, delta, lse), where), kvi)
+    dqs.append(dq)
   dkv = jax.tree.map(lambda d, x: d.astype(x.dtype), dkv, kv)
-  return dq, dkv, jax.tree.map(lambda _: None, places)
+  return jnp.concatenate(dqs, 3), dkv, jax.tree.map(lambda _: None, places)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _blocks(t: int) -> list[slice]:
-  size = max(_BLOCK, math.ceil(t / _BLOCKS))
+def _quarters(t: int) -> list[slice]:
+  """Of the queries: those of one need no key after its end."""
+  size = max(_LEAST, math.ceil(t / 4))
   return [slice(i, min(i + size, t)) for i in range(0, t, size)]
 
 
-def _slice(q, kv, places, rows: slice):
-  """A block's queries, the keys that it may see, and which it does: bool [B, T, S]."""
-  where, keys, window = places
-  end = rows.stop
-  kv = ((kv[0][0][:, :, :end], kv[0][1][:, :, :end]), *kv[1:])
-  keys = (jax.tree.map(lambda x: x[:, :end], keys[0]), *keys[1:])
-  where = jax.tree.map(lambda x: x[:, rows], where)
-  seen = jnp.concatenate([visible(where, key, window) for key in keys], -1)
-  return q[:, :, :, rows], kv, seen
+def _until(end: int, kv, places):
+  """Keys and values before `end`, all of the other parts, and where they stand."""
+  keys = places[1]
+  first = tuple(x[:, :, :end] for x in kv[0])
+  return (first, *kv[1:]), (jax.tree.map(lambda x: x[:, :end], keys[0]), *keys[1:])
+
+
+def _of(rows: slice, arrays, where: Where):
+  """Arrays [B, K, G, T, ...] and [B, T] of some queries, with their axis of queries."""
+  arrays = [(x[:, :, :, rows], 3) for x in arrays]
+  return [*arrays, *((x[:, rows], 1) for x in where)]
+
+
+def _loop(block, carry, items, kv):
+  """Scans over blocks of queries, so few that their scores are at most 16 MiB.
+
+  A real loop: the compiler may not form the scores of several blocks at once.
+
+  Args:
+    block: (carry, (arrays, Where)) -> (carry, tree of arrays [B, K, G, T, ...]).
+    carry: its first.
+    items: of `_of`.
+    kv: keys and values that these queries look at.
+  """
+  b, k, g, t = items[0][0].shape[:4]
+  keys = sum(k.shape[2] for k, _ in kv)
+  count = pieces(t, math.ceil(b * k * g * t * keys / _NUMBERS))
+  size = math.ceil(t / count)
+
+  def cut(x, axis):
+    room = [(0, 0)] * x.ndim
+    room[axis] = (0, count * size - t)  # padding: segment 0, and gradient 0
+    x = jnp.pad(x, room)
+    x = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 3)
+    return x.reshape(*x.shape[:3], count * size, *x.shape[5:])[:, :, :, :t]
+
+  def body(carry, xs):
+    *arrays, position, segment = xs
+    return block(carry, (*arrays, Where(position, segment)))
+
+  if count == 1:
+    return body(carry, [x for x, _ in items])
+  carry, out = jax.lax.scan(body, carry, [cut(*item) for item in items])
+  return carry, jax.tree.map(join, out)
+
+
+def pieces(t: int, least: int) -> int:
+  """In how many pieces to cut t tokens: `least`, or a few more if none is cut short."""
+  least = min(least, t)
+  return next((n for n in range(least, 2 * least) if t % n == 0), least)
+
+
+def _seen(where: Where, keys, window):
+  """bool[B, T, S] over the keys of all parts."""
+  return jnp.concatenate([visible(where, key, window) for key in keys], -1)
 
 
 def _scores(scale, cap, q, kv, seen):

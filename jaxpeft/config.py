@@ -18,7 +18,7 @@ def base() -> config_dict.ConfigDict:
   c.model.dtype = "float32"  # of the frozen weights and the matmuls; or "bfloat16"
   c.model.quantize = ""  # or "nf4": 4 bits for every projection, as QLoRA has it
   c.model.groups = ()  # layers per scan, e.g. (24, 8); () is all in one
-  c.model.remat = "products"  # kept for the backward pass; or "none": all; "layer": x
+  c.model.remat = "products"  # kept for the backward pass; see layers.REMAT
 
   # name -> {name: a method, match: regex of whole paths, and the method's options}
   c.adapt = config_dict.ConfigDict()
@@ -41,6 +41,12 @@ def base() -> config_dict.ConfigDict:
   c.train.save_every = 100  # steps
   c.train.keep_best = True  # the adapter with the least held-out loss, not the last
   c.train.patience = 0  # evaluations without improvement before stopping; 0 is never
+
+  c.tokens = config_dict.ConfigDict()  # which carry gradient; see tokens.Selection
+  c.tokens.fraction = 1.0  # of a row's; 1 is all
+  c.tokens.choose = "random"  # or "completion", "prefix", "loss"
+  c.tokens.always = 1  # first tokens of every example, chosen before all others
+  c.tokens.reweigh = False  # rows weigh by all their supervised tokens
 
   c.optim = config_dict.ConfigDict()
   c.optim.name = "adamw"  # any in optax or optax.contrib

@@ -22,7 +22,7 @@ def is_node(w) -> bool:
 def linear(x, w):
   """x [..., in] times the weight w [in, out], in x's dtype.
 
-  Named "product", for rematerialisation that keeps products (`transformer.REMAT`).
+  Named "product", for rematerialisation that keeps products (`layers.REMAT`).
   """
   return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), "product")
 

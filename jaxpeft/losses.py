@@ -18,14 +18,17 @@ def cross_entropy(logits, targets, weights):
   Returns:
     (float32[], float32[]).
   """
-  logits = logits.astype(jnp.float32)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  loss = jax.nn.logsumexp(logits, axis=-1) - picked
-  return jnp.sum(loss * weights), jnp.sum(weights)
+  return jnp.sum(_losses(logits, targets) * weights), jnp.sum(weights)
 
 
 def chunked(to_logits, hidden, targets, weights):
-  """`cross_entropy` from hidden states, some tokens at a time.
+  """`cross_entropy` from hidden states; see `of_tokens`."""
+  losses = of_tokens(to_logits, hidden, targets)
+  return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def of_tokens(to_logits, hidden, targets):
+  """Each token's -log p(target), float32[B, T], from hidden states.
 
   Where all logits are more than 32 MiB, those of a chunk are computed, scored and
   dropped, and computed again in the backward pass: no float32[B, T, V] exists.
@@ -34,24 +37,26 @@ def chunked(to_logits, hidden, targets, weights):
     to_logits: hidden float[..., D] -> float32[..., V].
     hidden: float[B, T, D].
     targets: int[B, T].
-    weights: float[B, T].
-  Returns:
-    As `cross_entropy`.
   """
   vocab = jax.eval_shape(to_logits, hidden).shape[-1]
   tokens, size = targets.size, max(1, _NUMBERS // vocab)
   if tokens <= size:
-    return cross_entropy(to_logits(hidden), targets, weights)
+    return _losses(to_logits(hidden), targets)
 
   def split(x, tail):
     flat = x.reshape(tokens, *tail)
-    padding = [(0, -tokens % size)] + [(0, 0)] * len(tail)  # of weight 0
+    padding = [(0, -tokens % size)] + [(0, 0)] * len(tail)
     return jnp.pad(flat, padding).reshape(-1, size, *tail)
 
   @jax.checkpoint
-  def add(total, chunk):
-    h, t, w = chunk
-    return jax.tree.map(jnp.add, total, cross_entropy(to_logits(h), t, w)), None
+  def one(chunk):
+    return _losses(to_logits(chunk[0]), chunk[1])
 
-  chunks = split(hidden, hidden.shape[-1:]), split(targets, ()), split(weights, ())
-  return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), chunks)[0]
+  losses = jax.lax.map(one, (split(hidden, hidden.shape[-1:]), split(targets, ())))
+  return losses.reshape(-1)[:tokens].reshape(targets.shape)
+
+
+def _losses(logits, targets):
+  logits = logits.astype(jnp.float32)
+  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 import jax
 
-from jaxpeft import adapters, model, nf4, optim, partitions, report, training
+from jaxpeft import (
+  adapters,
+  model,
+  nf4,
+  optim,
+  partitions,
+  report,
+  tokens,
+  training,
+)
 from jaxpeft.data import batches
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import is_node
@@ -96,7 +105,8 @@ def plan(config, target: str = "cpu") -> Plan:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   arguments = jax.tree.map(place, (state, frozen, batch))
-  step = training.make_step(net, tx, t.neftune, config.seed)
+  selection = tokens.Selection(**config.tokens)
+  step = training.make_step(net, tx, t.neftune, config.seed, selection)
   compiled = step.lower(*arguments).compile()
   packed = [
     x

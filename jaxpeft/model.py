@@ -13,7 +13,9 @@ from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
 from jaxpeft.data import tokenizer as tokenizers
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.transformer import REMAT, ModelConfig, Transformer, layer_groups
+from jaxpeft.layers import REMAT
+from jaxpeft.model_config import ModelConfig
+from jaxpeft.transformer import Transformer, layer_groups
 
 DTYPES = ("float32", "bfloat16")
 
@@ -102,7 +104,7 @@ def load(
       "init:SHAPE", a shape of `zoo.SHAPES` with random weights and the toy's tokenizer.
     dtype: "float32" or "bfloat16", of weights and matmuls.
     groups: layers per scan, summing to the depth; () is one scan.
-    remat: what the backward pass computes again; a key of `transformer.REMAT`.
+    remat: what the backward pass computes again; a key of `layers.REMAT`.
     seed: of random weights.
     quantize: "nf4" holds the projections in 4 bits (`nf4.NF4`), as they are read.
   Raises:

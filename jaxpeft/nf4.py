@@ -24,6 +24,7 @@ from jaxpeft.linear import is_node
 
 BLOCK = 64  # numbers per scale
 NESTED = 256  # scales per scale of scales
+_TILE, _MOST_TILES = 2**24, 8  # numbers of a weight dequantised at once; tiles at most
 CODE = np.array(
   [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -167,13 +168,18 @@ def scales(node: NF4):
 
 def _dequantise(node: NF4, dtype):
   """The transpose [out, in] of one layer."""
-  rows, half = node.codes.shape
+  return _values(node.codes, scales(node), dtype)
+
+
+def _values(codes, scale, dtype):
+  """[out, in] of codes [out, in / 2] and scales [out, in / 64]."""
+  rows, half = codes.shape
   unit = _half(2 * half)
   # Shifts by broadcast and no concatenation: one loop for XLA:GPU.
-  pairs = node.codes.reshape(rows, -1, 1, unit)
+  pairs = codes.reshape(rows, -1, 1, unit)
   codes = (pairs >> np.array([[0], [4]], np.uint8)) & 15
   values = jnp.asarray(CODE)[codes].reshape(rows, -1, BLOCK)
-  return (values * scales(node)[..., None]).astype(dtype).reshape(rows, 2 * half)
+  return (values * scale[..., None]).astype(dtype).reshape(rows, 2 * half)
 
 
 def _half(inputs: int) -> int:
@@ -202,7 +208,12 @@ def _matmul(x, node: NF4):
   # Without the barriers XLA dequantises every weight first and keeps them all: what 4
   # bits save would be lost.
   x, node = lax.optimization_barrier((x, node))
-  return jnp.einsum("...i,oi->...o", x, _dequantise(node, node.dtype).astype(x.dtype))
+
+  def product(codes, scale):
+    w = _values(codes, scale, node.dtype).astype(x.dtype)
+    return jnp.einsum("...i,oi->...o", x, w)
+
+  return _by_tiles(product, node, 0, node.codes.shape[0])
 
 
 def _matmul_fwd(x, node):
@@ -211,7 +222,42 @@ def _matmul_fwd(x, node):
 
 def _matmul_bwd(node, g):
   g, node = lax.optimization_barrier((g, node))
-  return g @ _dequantise(node, node.dtype).astype(g.dtype), None
+
+  def product(codes, scale):
+    return g @ _values(codes, scale, node.dtype).astype(g.dtype)
+
+  return _by_tiles(product, node, 1, 2 * node.codes.shape[1]), None
 
 
 _matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def _by_tiles(product, node: NF4, axis: int, size: int):
+  """product(codes, scales) of a large weight, some of its outputs or inputs at a time.
+
+  No more than a tile is dequantised at once; the products are the same.
+
+  Args:
+    product: (uint8[out, in / 2], float32[out, in / 64]) -> [..., n].
+    node: the weight.
+    axis: 0 cuts the weight's outputs, and 1 its inputs, in whole groups of codes.
+    size: how many of them there are, in all.
+  """
+  codes, scale = node.codes, scales(node)
+  units = size if axis == 0 else size // (2 * _half(size))
+  fits = [n for n in range(1, _MOST_TILES + 1) if units % n == 0]
+  count = next((n for n in fits if node.size // n <= _TILE), fits[-1])
+  if count == 1:
+    return product(codes, scale)
+
+  def cut(x, i):
+    n = x.shape[axis] // count
+    return lax.dynamic_slice_in_dim(x, i * n, n, axis)
+
+  def write(y, i):
+    tile = product(cut(codes, i), cut(scale, i))
+    return lax.dynamic_update_slice_in_dim(y, tile, i * tile.shape[-1], -1), None
+
+  tile = jax.eval_shape(lambda: product(cut(codes, 0), cut(scale, 0)))
+  start = jnp.zeros((*tile.shape[:-1], size), tile.dtype)
+  return lax.scan(write, start, jnp.arange(count))[0]

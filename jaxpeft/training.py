@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft import losses, partitions
+from jaxpeft import losses, partitions, tokens
 from jaxpeft.attention import Where
 from jaxpeft.errors import InputError
+from jaxpeft.transformer import Stream
 
 
 class TrainState(NamedTuple):
@@ -29,19 +30,41 @@ def init_state(trainable, tx) -> TrainState:
   return TrainState(trainable, tx.init(trainable), jnp.int32(0), jnp.int32(-1))
 
 
-def loss_sum(transformer, params, batch, noise=None):
-  """(summed loss in nats, supervised tokens) of one batch; see `data.batches`."""
-  where = Where(batch["position"], batch["segment"])
+def loss_sum(transformer, params, batch, constant=None):
+  """(summed loss in nats, supervised tokens) of one batch; see `data.batches`.
+
+  Args:
+    transformer: the model.
+    params: its parameters.
+    batch: arrays [B, T]; if "noise" [B, T, D] is among them, it is added to embeddings.
+    constant: like `batch`: tokens of the same rows that are only seen (`tokens.split`).
+  """
 
   def score(to_logits, hidden):
     return losses.chunked(to_logits, hidden, batch["targets"], batch["weights"])
 
+  beside = None if constant is None else _stream(constant)
   return transformer.apply(
-    {"params": params}, batch["tokens"], where, noise=noise, score=score
+    {"params": params}, *_stream(batch), score=score, constant=beside
   )
 
 
-def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0):
+def token_losses(transformer, params, batch):
+  """Each token's loss, float32[B, T], without a gradient."""
+
+  def score(to_logits, hidden):
+    return losses.of_tokens(to_logits, hidden, batch["targets"])
+
+  params = jax.lax.stop_gradient(params)
+  return transformer.apply({"params": params}, *_stream(batch), score=score)
+
+
+def _stream(batch) -> Stream:
+  where = Where(batch["position"], batch["segment"])
+  return Stream(batch["tokens"], where, batch.get("noise"))
+
+
+def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=None):
   """step(state, frozen, batch) -> (state, metrics), jitted, donating the state.
 
   The batch has a leading axis of microbatches. Their summed gradients are divided by
@@ -56,27 +79,34 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0):
     tx: the gradient transformation.
     neftune: alpha of uniform noise on the embeddings, of size alpha / sqrt(T D); 0 is
       none. Source: Jain et al. 2023, arXiv:2310.05914.
-    seed: of that noise, together with the step.
+    seed: of that noise and of the choice of tokens, together with the step.
+    selection: `tokens.Selection` of those that carry gradient; None is all.
   """
+  selection = selection or tokens.Selection()
 
   def loss_fn(trainable, frozen, batch):
     params = partitions.combine(trainable, frozen)
     batch = dict(batch)
-    key, noise = batch.pop("key", None), None
-    if key is not None:
+    key = batch.pop("key", None)
+    if neftune:
       shape = (*batch["tokens"].shape, transformer.config.width)
       size = neftune / math.sqrt(shape[1] * shape[2])
-      noise = size * jax.random.uniform(key, shape, minval=-1.0)
-    return loss_sum(transformer, params, batch, noise)
+      batch["noise"] = size * jax.random.uniform(key, shape, minval=-1.0)
+    if selection.fraction == 1:
+      return loss_sum(transformer, params, batch)
+    own_losses = functools.partial(token_losses, transformer, params, batch)
+    parts = tokens.split(selection, jax.random.fold_in(key, 1), batch, own_losses)
+    return loss_sum(transformer, params, *parts)
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   def step(state, frozen, batch):
-    if neftune:
+    if neftune or selection.fraction < 1:
       key = jax.random.fold_in(jax.random.key(seed), state.step)
       batch = batch | dict(key=jax.random.split(key, len(batch["tokens"])))
-    (loss, tokens), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
-    grads = jax.tree.map(lambda g: g / tokens, grads)
+    (loss, count), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
+    count = jnp.where(count > 0, count, 1)  # none of the chosen may be supervised
+    grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.trainable)
     moved = optax.apply_updates(state.trainable, updates)
@@ -85,7 +115,7 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0):
     new = TrainState(moved, opt, state.step + 1, bad)
     old = state._replace(bad_step=bad)
     new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, old)
-    metrics = dict(loss=loss / tokens, grad_norm=norm, tokens=tokens, bad_step=bad)
+    metrics = dict(loss=loss / count, grad_norm=norm, tokens=count, bad_step=bad)
     return new, metrics
 
   return jax.jit(step, donate_argnums=0)
@@ -120,15 +150,15 @@ def gradients(transformer, params, paths, batches) -> dict:
 
   @functools.partial(jax.jit, donate_argnums=0)
   def add(total, chosen, rest, batch):
-    (_, tokens), grads = jax.value_and_grad(loss_fn, has_aux=True)(chosen, rest, batch)
-    return jax.tree.map(lambda t, g: t + g, total, (tokens, grads))
+    (_, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(chosen, rest, batch)
+    return jax.tree.map(lambda t, g: t + g, total, (count, grads))
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), chosen)
   total = (jnp.float32(0), zeros)
   for batch in batches:
     total = add(total, chosen, rest, batch)
-  tokens, grads = total
-  grads = jax.tree.map(lambda g: g / tokens, grads)
+  count, grads = total
+  grads = jax.tree.map(lambda g: g / count, grads)
   return partitions.flatten(grads)
 
 

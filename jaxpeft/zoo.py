@@ -3,7 +3,7 @@
 Sources: the models' public config.json files.
 """
 
-from jaxpeft.transformer import ModelConfig
+from jaxpeft.model_config import ModelConfig
 
 _LLAMA = dict(rms_eps=1e-5, bos_id=1, eos_ids=(2,))
 _LLAMA3 = _LLAMA | dict(

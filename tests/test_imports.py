@@ -21,13 +21,16 @@ ALLOWED = {
   "svd": set(),
   "optim": {"errors", "precondition"},
   "precondition": {"errors"},
-  "rope": set(),
-  "transformer": {"attention", "linear", "rope"},
+  "model_config": set(),
+  "rope": {"model_config"},
+  "layers": {"attention", "linear", "model_config", "partitions", "rope"},
+  "transformer": {"attention", "layers", "linear", "model_config", "rope"},
   "sample": {"attention", "errors", "transformer"},
   "adapters": {"adapters", "errors", "linear", "nf4", "partitions", "svd"},
   "data": {"assets", "data", "errors"},
   "tasks": {"data", "errors", "tasks"},
-  "training": {"attention", "errors", "losses", "partitions"},
+  "tokens": {"errors"},
+  "training": {"attention", "errors", "losses", "partitions", "tokens", "transformer"},
 }
 
 

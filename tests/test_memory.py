@@ -58,3 +58,19 @@ def test_compiles_for_an_h100_without_one():
   out = subprocess.run(command, capture_output=True, text=True, cwd=root)
   assert out.returncode == 0, out.stderr
   assert "compiled for h100" in out.stdout
+
+
+@pytest.mark.slow
+def test_what_4_bits_and_chosen_tokens_save_of_llama2_7b():
+  def plan(method, quantize, remat, fraction=1.0):
+    c = config.base()
+    c.model.source, c.model.quantize, c.model.remat = "init:llama2-7b", quantize, remat
+    match = LINEARS if method == "LoRA" else ".*"
+    c.adapt.main = dict(name=method, match=match)
+    c.tokens.fraction, c.data.max_tokens, c.train.batch_size = fraction, 2048, 1
+    return memory.plan(c)
+
+  full, qlora = plan("Full", "", "layer"), plan("LoRA", "nf4", "layer")
+  assert qlora.total < 0.10 * full.total
+  all_kept, some = plan("LoRA", "nf4", "none"), plan("LoRA", "nf4", "none", 0.1)
+  assert some.temporaries < 0.3 * all_kept.temporaries

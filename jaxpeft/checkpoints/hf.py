@@ -21,7 +21,8 @@ from jaxpeft.checkpoints import bnb, hf_config
 from jaxpeft.checkpoints.hf_names import GEMMA2, LAYER, TOP, group_index
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
-from jaxpeft.transformer import ModelConfig, Transformer, layer_groups
+from jaxpeft.model_config import ModelConfig
+from jaxpeft.transformer import Transformer, layer_groups
 
 _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
 _SHARD_BYTES = 5 * 10**9

@@ -3,7 +3,7 @@
 from jaxpeft.attention import EVERYWHERE
 from jaxpeft.checkpoints import bnb
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.transformer import ModelConfig
+from jaxpeft.model_config import ModelConfig
 
 # What a family is, apart from the numbers in its config.json.
 FAMILIES = {

@@ -1,0 +1,69 @@
+"""What a training step of a LLaMA2-7B shape needs, compiled: methods, remat, tokens.
+
+  python benchmarks/memory_table.py --target=h100
+
+bfloat16, one row of 2,048 tokens, Adam on what is trained; LoRA r=8 on the MLP as in
+TokenTune's own runs. Nothing runs and no weight exists: these are the compiler's plans.
+With `--all` every row; without, those of 4 bits.
+"""
+
+import sys
+
+from absl import app, flags
+
+from jaxpeft import memory
+
+flags.DEFINE_string("target", "cpu", "A key of jaxpeft.memory.TARGETS.")
+flags.DEFINE_integer("tokens", 2048, "Tokens in the row.")
+flags.DEFINE_bool("all", False, "Also those over 16 bits, and full fine-tuning.")
+
+# name, method, in 4 bits, fraction of the tokens that carry gradient
+ROWS = (
+  ("full fine-tuning", "Full", False, 1.0),
+  ("full, 10 % of tokens", "Full", False, 0.1),
+  ("LoRA", "LoRA", False, 1.0),
+  ("LoRA, 10 % of tokens", "LoRA", False, 0.1),
+  ("QLoRA", "LoRA", True, 1.0),
+  ("QLoRA, 10 % of tokens", "LoRA", True, 0.1),
+  ("QLoRA, 30 % of tokens", "LoRA", True, 0.3),
+)
+REMAT = ("none", "layer", "segments")
+
+
+def configure(method: str, in_4_bits: bool, fraction: float, remat: str, tokens: int):
+  """The config of one cell."""
+  from jaxpeft import config
+
+  c = config.base()
+  c.model.source, c.model.dtype = "init:llama2-7b", "bfloat16"
+  c.model.quantize, c.model.remat = "nf4" if in_4_bits else "", remat
+  if method == "LoRA":
+    c.adapt.main = dict(name="LoRA", match="layers_.*/mlp/.*", rank=8, alpha=16.0)
+  else:
+    c.adapt.main = dict(name="Full", match=".*")
+  c.tokens.fraction, c.data.max_tokens, c.train.batch_size = fraction, tokens, 1
+  return c
+
+
+def main(argv):
+  """Prints the table, cell by cell."""
+  if len(argv) > 1:
+    sys.exit(f"unknown argument {argv[1]}")
+  f = flags.FLAGS
+  memory.prepare(f.target)
+  print(
+    f"LLaMA2-7B shape, 1 x {f.tokens}, bfloat16, compiled for {f.target}: GB in all"
+  )
+  print(f"{'':24}" + "".join(f"{f'remat {r}':>16}" for r in REMAT))
+  for name, *how in ROWS:
+    if not (f.all or how[1]):
+      continue
+    print(f"{name:24}", end="", flush=True)
+    for remat in REMAT:
+      plan = memory.plan(configure(*how, remat, f.tokens), f.target)
+      print(f"{plan.total / 1e9:16.2f}", end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+  app.run(main)
