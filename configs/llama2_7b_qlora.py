@@ -6,7 +6,7 @@
 
 QLoRA's settings [Dettmers et al. 2023, arXiv:2305.14314, table 9] for 7B models: rank
 64, alpha 16, lr 2e-4, constant, batch 16, gradients clipped at 0.3; the rank here is
-16. It needs 6.1 GB (compiled). model.source has the shape only, with random weights.
+16. It needs 5.5 GB (compiled). model.source has the shape only, with random weights.
 Not trained here: no GPU was at hand.
 """
 

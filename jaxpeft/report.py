@@ -33,12 +33,14 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
   toy = "a toy: it shows that the machinery works, not how good a method is"
   methods = ", ".join(adapter.name for adapter in config.adapt.values())
   steps = config.train.steps
+  chosen = config.tokens.fraction
+  chosen = f"; {chosen:.0%} of the tokens carry gradient" if chosen < 1 else ""
   return (
     f"model {config.model.source}"
     f"{f' ({toy})' if config.model.source == 'embedded' else ''}: "
     f"{human(size.total)}numbers stored\n"
     f"method {methods}: {size.trainable:,} trainable = "
-    f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B\n"
+    f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B{chosen}\n"
     f"step compiled in {compile_s:.1f} s, needs {human(planned_bytes(compiled))}B; "
     f"{steps} steps are {steps / epoch_steps:.2f} epochs"
   )
