@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpeft import sharding
+from jaxpeft.chunks import pieces
+
 EVERYWHERE = 1 << 30  # a window that no position leaves
 _MASKED = -2.0e38  # finite: a row without any key must not become NaN
 _LEAST = 64  # queries in a quarter
@@ -159,7 +162,8 @@ def _loop(block, carry, items, kv):
   """
   b, k, g, t = items[0][0].shape[:4]
   keys = sum(k.shape[2] for k, _ in kv)
-  count = pieces(t, math.ceil(b * k * g * t * keys / _NUMBERS))
+  numbers = b * k * g * t * keys / sharding.cut("batch", "heads")
+  count = pieces(t, math.ceil(numbers / _NUMBERS))
   size = math.ceil(t / count)
 
   def cut(x, axis):
@@ -181,12 +185,6 @@ def _loop(block, carry, items, kv):
     return body(carry, [x for x, _ in items])
   carry, out = jax.lax.scan(body, carry, [cut(*item) for item in items])
   return carry, jax.tree.map(join, out)
-
-
-def pieces(t: int, least: int) -> int:
-  """In how many pieces to cut t tokens: `least`, or a few more if none is cut short."""
-  least = min(least, t)
-  return next((n for n in range(least, 2 * least) if t % n == 0), least)
 
 
 def _seen(where: Where, keys, window):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpeft import partitions
-from jaxpeft.attention import KV, Where, attend, pieces
+from jaxpeft import chunks, partitions, sharding
+from jaxpeft.attention import KV, Where, attend
 from jaxpeft.linear import Weights, dense, linear
 from jaxpeft.model_config import ModelConfig
 from jaxpeft.rope import rotate
@@ -87,6 +87,8 @@ def run(
     return xs, (new if keep_kv else None)
 
   again = functools.partial(jax.checkpoint, prevent_cse=False)
+  if remat == "none" and sharding.cut("width") > 1:
+    body = again(body, policy=_all_but_gathered)
   if remat == "segments" and cache is None and not keep_kv:
     return _segments(again, body, xs, stack, windows), None
   names = dict(products="product", layer_kv="constant_kv").get(remat)
@@ -96,6 +98,11 @@ def run(
   elif remat != "none":
     body = again(body)
   return lax.scan(body, xs, (stack, windows, cache and cache[:2]))
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """Keeps everything but weights that `fsdp` gathered for their layer's turn."""
+  return primitive.name != "sharding_constraint"
 
 
 def _segments(again, body, xs, stack, windows):
@@ -139,6 +146,7 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False):
     (xs, (k, v) of the first stream).
   """
   constant = lax.stop_gradient
+  w = sharding.gathered(w)
   ws = (w, constant(w))[: len(xs)]
   xs = (xs[0], *constant(xs[1:]))
   qs, kvs = [], []
@@ -158,11 +166,15 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False):
 
 def _qkv(c, w, x, place: Place):
   """Rotated queries [B, H, T, N] and keys, and values [B, K, T, N]."""
-  h = rms_norm(x, w["norm"]["attn"], c)
+  h = sharding.constrain(rms_norm(x, w["norm"]["attn"], c), "batch", None, None)
   attn, bias = w["attn"], w["bias"]
   q, k, v = (
-    heads(add_bias(linear(h, attn[n]), bias.get(n)), c.head_dim) for n in "qkv"
-  )
+    sharding.constrain(
+      heads(add_bias(linear(h, attn[n]), bias.get(n)), c.head_dim),
+      "batch", "heads", None, None,
+    )
+    for n in "qkv"
+  )  # fmt: skip
   if c.qk_norm:
     q, k = rms_norm(q, w["norm"]["q"], c), rms_norm(k, w["norm"]["k"], c)
   return rotate(q, *place.angles), rotate(k, *place.angles), v
@@ -178,35 +190,26 @@ def _finish(c, w, x, q, where, parts, window, chunked: bool):
   h = h.reshape(q.shape).swapaxes(1, 2).reshape(b, t, -1)
   h = add_bias(linear(h, attn["o"]), bias.get("o"))
   x = x + (rms_norm(h, norm["attn_post"], c) if c.post_norms else h)
+  x = sharding.constrain(x, "batch", "length", None)
 
   # Sums of a frozen and a trained product are else formed late, from twice the memory.
   after_all = lax.optimization_barrier if chunked else lambda x: x
 
   def feed_forward(x):
-    h = rms_norm(x, norm["mlp"], c)
+    h = sharding.constrain(rms_norm(x, norm["mlp"], c), "batch", None, None)
     gate = add_bias(linear(h, mlp["gate"]), bias.get("gate"))
     up = add_bias(linear(h, mlp["up"]), bias.get("up"))
     h = after_all(gated(*after_all((gate, up)), c.activation))
     h = add_bias(linear(h, mlp["down"]), bias.get("down"))
     return x + (rms_norm(h, norm["mlp_post"], c) if c.post_norms else h)
 
-  return _by_chunks(feed_forward, x, c.ff) if chunked else feed_forward(x)
-
-
-def _by_chunks(f, x, width: int):
-  """f(x) of x [B, T, D], of so many tokens at a time that B T width is about 2^23.
-
-  The backward pass computes each chunk again.
-  """
-  b, t, d = x.shape
-  count = pieces(t, math.ceil(b * t * width / _NUMBERS))
-  if count == 1:
-    return f(x)
-  size = math.ceil(t / count)
-  x = jnp.pad(x, ((0, 0), (0, count * size - t), (0, 0)))
-  chunks = x.reshape(b, count, size, d).swapaxes(0, 1)
-  y = lax.map(jax.checkpoint(f, prevent_cse=False), chunks)
-  return y.swapaxes(0, 1).reshape(b, count * size, d)[:, :t]
+  if chunked:
+    numbers = b * t * c.ff / sharding.cut("batch", "ff")
+    x = sharding.constrain(x, "batch", None, None)
+    x = chunks.over_tokens(feed_forward, math.ceil(numbers / _NUMBERS), x)
+  else:
+    x = feed_forward(x)
+  return sharding.constrain(x, "batch", "length", None)
 
 
 def gated(gate, up, activation: str):

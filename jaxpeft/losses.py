@@ -1,7 +1,11 @@
 """Losses, in nats, in float32."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+from jaxpeft import chunks, sharding
 
 _NUMBERS = 2**23  # of logits at a time: 32 MiB in float32
 
@@ -39,24 +43,19 @@ def of_tokens(to_logits, hidden, targets):
     targets: int[B, T].
   """
   vocab = jax.eval_shape(to_logits, hidden).shape[-1]
-  tokens, size = targets.size, max(1, _NUMBERS // vocab)
-  if tokens <= size:
-    return _losses(to_logits(hidden), targets)
-
-  def split(x, tail):
-    flat = x.reshape(tokens, *tail)
-    padding = [(0, -tokens % size)] + [(0, 0)] * len(tail)
-    return jnp.pad(flat, padding).reshape(-1, size, *tail)
-
-  @jax.checkpoint
-  def one(chunk):
-    return _losses(to_logits(chunk[0]), chunk[1])
-
-  losses = jax.lax.map(one, (split(hidden, hidden.shape[-1:]), split(targets, ())))
-  return losses.reshape(-1)[:tokens].reshape(targets.shape)
+  numbers = targets.size * vocab / sharding.cut("batch", "vocab")
+  hidden = sharding.constrain(hidden, "batch", None, None)
+  return chunks.over_tokens(
+    lambda hidden, targets: _losses(to_logits(hidden), targets),
+    math.ceil(numbers / _NUMBERS), hidden, targets,
+  )  # fmt: skip
 
 
 def _losses(logits, targets):
   logits = logits.astype(jnp.float32)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  if sharding.cut("vocab") == 1:
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  else:  # each device looks among its own part of the vocabulary
+    here = jnp.arange(logits.shape[-1]) == targets[..., None]
+    picked = jnp.where(here, logits, 0).sum(-1)
   return jax.nn.logsumexp(logits, axis=-1) - picked

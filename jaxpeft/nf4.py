@@ -12,12 +12,14 @@ a kernel reads whole blocks.
 import dataclasses
 import functools
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxpeft import sharding
 from jaxpeft.dynamic_map import DYNAMIC_MAP
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
@@ -52,6 +54,7 @@ class NF4:
   nested: jax.Array  # float32[..., ceil(out in / 64 / 256)], scales of those
   offset: jax.Array  # float32[...], mean of the scales
   dtype: jnp.dtype = dataclasses.field(metadata=dict(static=True))
+  dims: ClassVar = dict(codes="oi", absmax="oi")  # as adapters have them
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -245,19 +248,24 @@ def _by_tiles(product, node: NF4, axis: int, size: int):
   """
   codes, scale = node.codes, scales(node)
   units = size if axis == 0 else size // (2 * _half(size))
-  fits = [n for n in range(1, _MOST_TILES + 1) if units % n == 0]
-  count = next((n for n in fits if node.size // n <= _TILE), fits[-1])
+  ways = sharding.cut("heads")  # every tile takes its part of what each device has
+  ways = ways if units % ways == 0 else 1
+  fits = [n for n in range(1, _MOST_TILES + 1) if units % (n * ways) == 0]
+  count = next((n for n in fits if node.size / ways / n <= _TILE), fits[-1])
   if count == 1:
     return product(codes, scale)
 
   def cut(x, i):
-    n = x.shape[axis] // count
-    return lax.dynamic_slice_in_dim(x, i * n, n, axis)
+    x = x.reshape(*x.shape[:axis], ways, count, -1, *x.shape[axis + 1 :])
+    x = lax.dynamic_index_in_dim(x, i, axis + 1, keepdims=False)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
   def write(y, i):
     tile = product(cut(codes, i), cut(scale, i))
-    return lax.dynamic_update_slice_in_dim(y, tile, i * tile.shape[-1], -1), None
+    tile = tile.reshape(*tile.shape[:-1], ways, 1, -1)
+    return lax.dynamic_update_slice_in_dim(y, tile, i, -2), None
 
   tile = jax.eval_shape(lambda: product(cut(codes, 0), cut(scale, 0)))
-  start = jnp.zeros((*tile.shape[:-1], size), tile.dtype)
-  return lax.scan(write, start, jnp.arange(count))[0]
+  start = jnp.zeros((*tile.shape[:-1], ways, count, size // ways // count), tile.dtype)
+  y = lax.scan(write, start, jnp.arange(count))[0]
+  return y.reshape(*y.shape[:-3], size)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft import losses, partitions, tokens
+from jaxpeft import losses, partitions, sharding, tokens
 from jaxpeft.attention import Where
 from jaxpeft.errors import InputError
 from jaxpeft.transformer import Stream
@@ -27,7 +27,8 @@ class TrainState(NamedTuple):
 def init_state(trainable, tx) -> TrainState:
   """The state before the first step; copies `trainable`, since steps donate it."""
   trainable = jax.tree.map(jnp.array, trainable)
-  return TrainState(trainable, tx.init(trainable), jnp.int32(0), jnp.int32(-1))
+  state = TrainState(trainable, tx.init(trainable), jnp.int32(0), jnp.int32(-1))
+  return sharding.place(state)
 
 
 def loss_sum(transformer, params, batch, constant=None):
@@ -106,7 +107,7 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
       batch = batch | dict(key=jax.random.split(key, len(batch["tokens"])))
     (loss, count), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
     count = jnp.where(count > 0, count, 1)  # none of the chosen may be supervised
-    grads = jax.tree.map(lambda g: g / count, grads)
+    grads = sharding.stored(jax.tree.map(lambda g: g / count, grads))
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.trainable)
     moved = optax.apply_updates(state.trainable, updates)
@@ -115,6 +116,7 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
     new = TrainState(moved, opt, state.step + 1, bad)
     old = state._replace(bad_step=bad)
     new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, old)
+    new = sharding.stored(new)
     metrics = dict(loss=loss / count, grad_norm=norm, tokens=count, bad_step=bad)
     return new, metrics
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import layers
+from jaxpeft import layers, sharding
 from jaxpeft.attention import EVERYWHERE, Where
 from jaxpeft.linear import dense, linear, weight
 from jaxpeft.model_config import ModelConfig
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
     streams = [Stream(tokens, where or full_rows(tokens.shape), noise)]
     streams += [] if constant is None else [constant]
     embed = weight(self, "embed", (c.vocab_size, c.width), nn.initializers.normal(0.02))
-    embed = dense(embed)
+    embed = dense(sharding.gathered(dict(embed=embed))["embed"])
     xs = tuple(self._embed(embed, stream) for stream in streams)
     places = [layers.Place(s.where, rope(s.where.position, c)) for s in streams]
     kept, first = [], 0
@@ -101,6 +101,7 @@ class Transformer(nn.Module):
       if c.tied
       else weight(self, "head", (c.width, c.vocab_size), nn.initializers.lecun_normal())
     )
+    head = sharding.gathered(dict(head=head))["head"]
 
     def to_logits(x):
       return soft_cap(linear(x, head).astype(jnp.float32), c.final_softcap)
@@ -112,7 +113,8 @@ class Transformer(nn.Module):
     x = embed[stream.tokens].astype(self.dtype)
     if self.config.embed_scale:
       x = x * jnp.asarray(math.sqrt(self.config.width), x.dtype)
-    return x if stream.noise is None else x + stream.noise.astype(x.dtype)
+    x = x if stream.noise is None else x + stream.noise.astype(x.dtype)
+    return sharding.constrain(x, "batch", "length", None)
 
 
 def soft_cap(x, cap: float | None):

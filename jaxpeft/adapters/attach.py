@@ -27,6 +27,11 @@ class Attached:
   adapter: Any = dataclasses.field(metadata=dict(static=True))
   names: tuple[str, ...] = dataclasses.field(metadata=dict(static=True))
 
+  @property
+  def dims(self):
+    """Of the last axes of the leaves; see `base`."""
+    return self.adapter.dims
+
   def matmul(self, x):
     """x [B, ..., in] -> [B, ..., out], each row with its adapter."""
     rows = jnp.broadcast_to(self.which, x.shape[:1])

@@ -67,6 +67,11 @@ class Adapted:
   theta: dict[str, Any]
   adapter: Any = dataclasses.field(metadata=dict(static=True))
 
+  @property
+  def dims(self) -> Mapping[str, str]:
+    """Of the leaves; see the module's docstring."""
+    return self.adapter.dims
+
   def matmul(self, x):
     """x [..., in] -> [..., out], in x's dtype."""
     return self.adapter.apply(x, self.frozen, self.theta)
