@@ -1,0 +1,191 @@
+"""Several processes as one program: found, in step, stopped and ended together.
+
+The time limits only keep a hang from hanging the suite: what they must tell apart is
+seconds from for ever.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxpeft import distributed
+from jaxpeft.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIMIT_S = 150
+
+
+def together(count, **options):
+  """(status, stdout, stderr) of `count` processes of gang.py, started as SLURM does."""
+  with socket.socket() as s:
+    s.bind(("", 0))
+    port = s.getsockname()[1]
+  common = os.environ | dict(
+    PYTHONPATH=str(ROOT),
+    JAX_PLATFORMS="cpu",
+    JAX_NUM_CPU_DEVICES="2",
+    JAX_COORDINATOR_PORT=str(port),
+    SLURM_JOB_ID="17",
+    SLURM_STEP_NODELIST="localhost",
+    SLURM_NTASKS=str(count),
+    SLURM_STEP_TASKS_PER_NODE=str(count),
+  )
+  command = [sys.executable, ROOT / "tests" / "gang.py", json.dumps(options)]
+  processes = [
+    subprocess.Popen(
+      command,
+      env=common | dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i)),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+  try:
+    texts = [p.communicate(timeout=LIMIT_S) for p in processes]
+  finally:
+    for p in processes:
+      p.kill()
+  return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
+
+
+def test_one_task_of_slurm_is_no_gang():
+  [(status, out, err)] = together(1)
+  assert status == 0, err
+  assert "1 processes, 2 devices" in err
+  assert "sum 139248.0" in out
+
+
+def test_when_one_is_killed_the_other_ends():
+  first, second = together(2, what="kill", process=1, step=4)
+  assert second[0] == -9
+  assert first[0] not in (0, None)
+  assert "sum" not in first[1]
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step():
+  first, second = together(2, what="SIGTERM", process=1, step=2, pause=0.4)
+  assert first[0] == second[0] == 128 + 15, first[2] + second[2]
+  assert "2 processes, 4 devices" in first[2]
+  assert "2 processes" not in second[2]
+  left = [line for line in first[1].splitlines() if "left" in line]
+  assert len(left) == 1
+  assert left[0] in second[1].splitlines()
+
+
+def test_alone_nothing_is_done():
+  with distributed.one_clear_exit(), pytest.raises(KeyError):
+    raise KeyError("as ever")
+  with pytest.raises(InputError), distributed.one_clear_exit():
+    raise InputError("for the command to tell")
+  distributed.barrier("nobody")
+  assert distributed.exchange("x") == ["x"]
+  assert distributed.count() == 1
+  assert distributed.is_main()
+
+
+@pytest.fixture
+def _bare(monkeypatch):
+  for name in list(os.environ):
+    if name.startswith(("JAXPEFT_", "SLURM_", "OMPI_")):
+      monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("_bare")
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    (("h:1", None, None), "need num_processes and process_id too"),
+    ((None, 2, None), "need coordinator and process_id too"),
+    ((None, None, 0), "need coordinator and num_processes too"),
+    ((None, 1, 1), "need coordinator too"),
+    (("h", 2, 0), "'h' is not HOST:PORT"),
+    (("h:1", 2, 2), "process_id 2 is not from 0 to num_processes - 1 = 1"),
+    (("h:1", 2, -1), "process_id -1 is not"),
+    (("h:1", 0, 0), "process_id 0 is not"),
+    (("h:1", "two", 0), "num_processes = 'two' is no number"),
+  ],
+)
+def test_values_that_do_not_fit_are_bad_input(values, message):
+  with pytest.raises(InputError, match=message):
+    distributed.initialize(*values)
+
+
+@pytest.mark.usefixtures("_bare")
+def test_arguments_win_over_the_environment(monkeypatch):
+  assert distributed._given(None, None, None) is None
+  monkeypatch.setenv("JAXPEFT_COORDINATOR", "h:1")
+  monkeypatch.setenv("JAXPEFT_NUM_PROCESSES", "4")
+  monkeypatch.setenv("JAXPEFT_PROCESS_ID", "3")
+  assert distributed._given(None, None, None) == ("h:1", 4, 3)
+  assert distributed._given("g:2", None, 0) == ("g:2", 4, 0)
+  monkeypatch.setenv("JAXPEFT_PROCESS_ID", "")
+  assert distributed._given(None, 1, None) == ("h:1", 1, 0)
+
+
+@pytest.mark.usefixtures("_bare")
+def test_clusters_are_detected(monkeypatch):
+  assert distributed._cluster() is None
+  monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+  assert distributed._cluster() is None, "a pod is no cluster"
+  for name, value in (
+    ("JOB_ID", 1),
+    ("STEP_NODELIST", "node[3-4]"),
+    ("NTASKS", 8),
+    ("PROCID", 5),
+    ("LOCALID", 1),
+  ):
+    assert distributed._cluster() is None
+    monkeypatch.setenv(f"SLURM_{name}", str(value))
+  slurm = distributed._cluster()
+  assert slurm.get_process_count() == 8
+  assert slurm.get_process_id() == 5
+  assert slurm.get_coordinator_address(None, "9").endswith("node3:9")
+
+
+def slurm(gpus, on_node, tasks, local, node=0):
+  return dict(
+    CUDA_VISIBLE_DEVICES=gpus,
+    SLURM_GPUS_ON_NODE=str(on_node),
+    SLURM_STEP_TASKS_PER_NODE=tasks,
+    SLURM_LOCALID=str(local),
+    SLURM_NODEID=str(node),
+  )
+
+
+@pytest.mark.parametrize(
+  ("env", "want"),
+  [
+    # One process a machine: all of its GPUs, where JAX would take GPU 0 only.
+    (slurm("0,1,2,3", 4, "1(x2)", 0), [0, 1, 2, 3]),
+    (slurm("0,1,2,3", 4, "4(x2)", 3), [3]),
+    (slurm("0,1,2,3", 4, "2(x2)", 1), [2, 3]),
+    (slurm("0,1,2,3", 4, "1(x3),2", 1, node=3), [2, 3]),
+    # --gpus-per-task: the others' are hidden, and indices count what is left.
+    (slurm("2", 4, "4(x2)", 2), [0]),
+    (slurm("0,1,2,3", 16, "4", 3), [0, 1, 2, 3]),
+    (slurm("", 0, "4", 3), None),
+    (slurm("0,1", 2, "2", 1) | dict(JAX_PLATFORMS="cpu"), None),
+    (slurm("0,1", 2, "1", 0) | dict(JAX_LOCAL_DEVICE_IDS="1"), None),
+    (
+      dict(
+        CUDA_VISIBLE_DEVICES="0,1",
+        OMPI_COMM_WORLD_LOCAL_SIZE="1",
+        OMPI_COMM_WORLD_LOCAL_RANK="0",
+      ),
+      [0, 1],
+    ),
+  ],
+)
+def test_every_gpu_belongs_to_one_process(env, want):
+  assert distributed._cluster_gpus(env) == want
+
+
+def test_gpus_that_cannot_be_shared_are_bad_input():
+  with pytest.raises(InputError, match="3 processes cannot share 4 GPUs"):
+    distributed._cluster_gpus(slurm("0,1,2,3", 4, "3", 0))
