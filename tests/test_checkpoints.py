@@ -1,6 +1,7 @@
 """Hugging Face models in and out, the adapter's file, the state of a run."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -294,3 +295,148 @@ def test_a_run_s_state_comes_back_bit_for_bit(tmp_path):
   with pytest.raises(jaxpeft.InputError, match="cannot resume from step 7"):
     store.restore(other)
   store.close()
+
+
+# ---- damaged checkpoints ---------------------------------------------------------
+
+
+def two_steps(directory):
+  """Checkpoints of steps 3 and 5, and the states that they hold."""
+  x = jnp.arange(600, dtype=jnp.float32).reshape(20, 30)
+  states = {}
+  store = state.Checkpoints(directory)
+  for step in (3, 5):
+    theta = dict(a=x * step, b=x.astype(jnp.bfloat16) - step)
+    states[step] = training.TrainState(theta, (), jnp.int32(step), jnp.int32(-1))
+    store.save(states[step], dict(note=step))
+  store.close()
+  return states
+
+
+def files(directory):
+  return sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def flip(path, place):
+  data = bytearray(path.read_bytes())
+  data[int(place * (len(data) - 1))] ^= 0x10
+  path.write_bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_flipped_byte_anywhere_is_found_or_harmless(tmp_path):
+  """Also where Orbax itself would return wrong numbers without a word."""
+  states = two_steps(tmp_path / "good")
+  went_back = 0
+  names = [p.relative_to(tmp_path / "good") for p in files(tmp_path / "good/5")]
+  assert any("ocdbt" in str(name) or "/d/" in str(name) for name in names)
+  for name in names:
+    for place in (0.0, 0.5, 0.9):
+      directory = tmp_path / "copy"
+      shutil.rmtree(directory, ignore_errors=True)
+      shutil.copytree(tmp_path / "good", directory)
+      flip(directory / name, place)
+      store = state.Checkpoints(directory)
+      got, extra = store.restore(states[3])
+      step = extra["note"]
+      chex.assert_trees_all_equal(got, states[step])
+      assert store.latest == step
+      went_back += step == 3
+      store.close()
+  assert went_back >= 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("what", ["flip", "truncate", "no state", "no extra", "empty"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(
+  what, tmp_path, capsys
+):
+  states = two_steps(tmp_path / "c")
+  newest = tmp_path / "c" / "5"
+  data = max(files(newest / "state"), key=lambda p: p.stat().st_size)
+  if what == "flip":  # in numbers that no compression guards
+    flip(data, 0.5)
+  elif what == "truncate":
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+  elif what == "empty":
+    data.write_bytes(b"")
+  else:
+    shutil.rmtree(newest / what.split()[1])
+  store = state.Checkpoints(tmp_path / "c")
+  got, extra = store.restore(states[3])
+  chex.assert_trees_all_equal(got, states[3])
+  assert extra == dict(note=3)
+  told = capsys.readouterr().err.splitlines()
+  assert len(told) == 1
+  assert "step 5 is damaged" in told[0]
+  assert "going back to step 3" in told[0]
+  # The step can be saved again, and is then what a run goes on from.
+  assert store.latest == 3
+  store.save(states[5], dict(note="again"))
+  store.close()
+  store = state.Checkpoints(tmp_path / "c")
+  got, extra = store.restore(states[3])
+  chex.assert_trees_all_equal(got, states[5])
+  assert extra == dict(note="again")
+  store.close()
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+  states = two_steps(tmp_path / "c")
+  (tmp_path / "c" / "5").rename(tmp_path / "c" / "5.orbax-checkpoint-tmp")
+  store = state.Checkpoints(tmp_path / "c")
+  assert store.latest == 3
+  store.save(states[5], dict(note=5))
+  store.close()
+  store = state.Checkpoints(tmp_path / "c")
+  assert store.restore(states[3])[1] == dict(note=5)
+  store.close()
+
+
+def test_when_no_checkpoint_is_good_nothing_is_touched(tmp_path):
+  states = two_steps(tmp_path / "c")
+  for step in (3, 5):
+    shutil.rmtree(tmp_path / "c" / str(step) / "state")
+  store = state.Checkpoints(tmp_path / "c")
+  with pytest.raises(jaxpeft.InputError, match=r"no checkpoint in .*step 5.*step 3"):
+    store.restore(states[3])
+  assert {p.name for p in (tmp_path / "c").iterdir()} == {"3", "5"}
+  store.close()
+
+
+def test_another_config_s_checkpoint_is_refused_not_skipped(tmp_path):
+  states = two_steps(tmp_path / "c")
+  store = state.Checkpoints(tmp_path / "c")
+  for name, other in (
+    ("trainable/a", states[3].trainable | dict(a=jnp.zeros((20, 31)))),
+    ("trainable/b", states[3].trainable | dict(b=jnp.zeros((20, 30)))),
+    ("trainable/c", states[3].trainable | dict(c=jnp.zeros(2))),
+  ):
+    with pytest.raises(jaxpeft.InputError, match=f"step 5 .*: {name} is "):
+      store.restore(states[3]._replace(trainable=other))
+  assert {p.name for p in (tmp_path / "c").iterdir()} == {"3", "5"}
+  store.close()
+
+
+def test_checksums_see_each_bit_and_place_and_no_mesh():
+  x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+  whole = state._checksum(jnp.array(x)).tolist()
+  mesh = jax.make_mesh((4, 2), ("a", "b"))
+  for spec in (("a", "b"), ("b",), (None, ("a", "b")), ()):
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    assert state._checksum(jax.device_put(x, place)).tolist() == whole
+  seen = {tuple(whole)}
+  for bit in range(32):
+    y = x.copy()
+    y.view(np.uint32)[3, 5] ^= np.uint32(1 << bit)
+    seen.add(tuple(state._checksum(jnp.array(y)).tolist()))
+  y = x.copy()
+  y[[0, 1]] = y[[1, 0]]
+  seen.add(tuple(state._checksum(jnp.array(y)).tolist()))
+  y = -x  # every sign bit: what a plain weighted sum would miss
+  seen.add(tuple(state._checksum(jnp.array(y)).tolist()))
+  assert len(seen) == 1 + 32 + 2
+  for dtype in ("bfloat16", "int8", "bool", "int32"):
+    y = jnp.array(x).astype(dtype)
+    other = y.at[3, 5].set(~y[3, 5] if dtype == "bool" else y[3, 5] + 1)
+    assert state._checksum(y).tolist() != state._checksum(other).tolist()
