@@ -1,4 +1,4 @@
-"""python -m jaxpeft doctor | memory | export | compare"""
+"""python -m jaxpeft doctor | memory | export | compare | launch"""
 
 import argparse
 import importlib.metadata
@@ -90,6 +90,15 @@ def compare(args):
   print(f"\n{args.out}: table.md, pareto.png, runs.jsonl")
 
 
+def launch(args):
+  """Starts a program as several processes of this machine, and restarts them."""
+  from jaxpeft import launch as launcher
+
+  command = args.command[1:] if args.command[:1] == ["--"] else args.command
+  status = launcher.launch(command, args.n, args.max_restarts, args.devices_per_process)
+  sys.exit(status)
+
+
 def main():
   """The command line."""
   parser = argparse.ArgumentParser(prog="python -m jaxpeft")
@@ -121,6 +130,14 @@ def main():
     "--out", default="runs/compare", help="directory of runs and result"
   )
   many.set_defaults(run=compare)
+  gang = commands.add_parser("launch", help=launch.__doc__)
+  gang.add_argument("-n", type=int, default=1, help="processes")
+  gang.add_argument("--max-restarts", type=int, default=0, help="of all, after a crash")
+  gang.add_argument(
+    "--devices-per-process", type=int, help="CPU devices for each, and no others"
+  )
+  gang.add_argument("command", nargs=argparse.REMAINDER, help="-- python train.py ...")
+  gang.set_defaults(run=launch)
   args, rest = parser.parse_known_args()
   args.rest = rest
   if rest and args.run not in (compare, memory):
