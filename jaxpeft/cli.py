@@ -14,15 +14,22 @@ from jaxpeft.errors import InputError
 
 @contextlib.contextmanager
 def one_clear_line():
-  """Turns InputError, and what the system refuses, into a line and exit status 2."""
+  """Turns InputError, and what the system refuses, into a line and exit status 2.
+
+  With several processes, whatever is raised ends this one at once: `distributed.end`.
+  """
   try:
     yield
-  except (InputError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
-    print("interrupted; run the same command to go on", file=sys.stderr)
-    sys.exit(130)
+  except BaseException as e:
+    if "jaxpeft.distributed" in sys.modules:
+      sys.modules["jaxpeft.distributed"].end(e)
+    if isinstance(e, InputError | OSError):
+      print(f"error: {e}", file=sys.stderr)
+      sys.exit(2)
+    if isinstance(e, KeyboardInterrupt):
+      print("interrupted; run the same command to go on", file=sys.stderr)
+      sys.exit(130)
+    raise
 
 
 def config_flag():
@@ -30,6 +37,24 @@ def config_flag():
   config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; --config.KEY=VALUE changes a key."
   )
+
+
+def process_flags():
+  """Declares --coordinator, --num_processes and --process_id, for `join`."""
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if there are more.")
+  flags.DEFINE_integer("num_processes", None, "How many; 1 also ignores a cluster.")
+  flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+
+
+def join(parsed):
+  """Joins the other processes of this run, if there are any.
+
+  Raises:
+    InputError: if the flags, or the environment, do not say enough.
+  """
+  from jaxpeft import distributed  # JAX, for which a typing error need not wait
+
+  distributed.initialize(parsed.coordinator, parsed.num_processes, parsed.process_id)
 
 
 def parse(argv: list[str]):
@@ -72,30 +97,52 @@ def parse(argv: list[str]):
 def prepare_workdir(path: str, config) -> pathlib.Path:
   """Makes the run's directory and writes config.json, or checks the one there.
 
+  With several processes, all call it: process 0 writes, the others check.
+
   Raises:
-    InputError: not writable, or it holds a run of another config.
+    InputError: in all of them, if it is not writable, holds a run of another config, or
+      is not the same directory for all.
   """
+  from jaxpeft import distributed
+
   workdir = pathlib.Path(path)
   text = json.dumps(to_json(config), indent=2) + "\n"
-  try:
+  for turn in (True, False):
+    error = ""
+    if distributed.is_main() == turn:
+      try:
+        _write_or_check(workdir, text, write=turn)
+      except (InputError, OSError, json.JSONDecodeError) as e:
+        known = isinstance(e, InputError)
+        error = str(e) if known else f"cannot use --workdir={path}: {e}"
+    errors = [text for text in distributed.exchange(error) if text]
+    if errors:
+      raise InputError(errors[0])
+  return workdir
+
+
+def _write_or_check(workdir, text, write):
+  file = workdir / "config.json"
+  if write:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError("not writable")
-    file = workdir / "config.json"
-    if file.exists():
-      changed = _changes(json.loads(file.read_text()), json.loads(text))
-      if changed:
-        raise InputError(
-          f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
-          "use another --workdir, or remove that one"
-        )
-    else:
-      tmp = file.with_suffix(".tmp")
-      tmp.write_text(text)
-      tmp.replace(file)
-  except (OSError, json.JSONDecodeError) as e:
-    raise InputError(f"cannot use --workdir={path}: {e}") from e
-  return workdir
+  if file.exists():
+    changed = _changes(json.loads(file.read_text()), json.loads(text))
+    if changed:
+      raise InputError(
+        f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
+        "use another --workdir, or remove that one"
+      )
+  elif write:
+    tmp = file.with_suffix(".tmp")
+    tmp.write_text(text)
+    tmp.replace(file)
+  else:
+    raise InputError(
+      f"{file} is there for process 0 and not for another: --workdir must be on a file "
+      "system that all machines share"
+    )
 
 
 def read_config(workdir) -> config_dict.ConfigDict:

@@ -148,26 +148,32 @@ class Stop:
 
 @contextlib.contextmanager
 def one_clear_exit():
-  """Where there are several processes, an exception ends this one at once.
+  """Where there are several processes, an exception ends this one at once: `end`."""
+  try:
+    yield
+  except BaseException as e:
+    end(e)
+    raise
+
+
+def end(e: BaseException):
+  """Tells what went wrong and ends this process, if there are others; else returns.
 
   Python's own exit would wait for the others, which wait for this one in a collective:
   minutes. Status 2 is for bad input, as ever; 17 for what a restart may cure.
   """
-  try:
-    yield
-  except BaseException as e:
-    # SystemExit is a decision that all processes take.
-    if _jax.global_state.client is None or isinstance(e, SystemExit):
-      raise
-    if isinstance(e, InputError):
-      print(f"error: {e}", file=sys.stderr)
-      status = _BAD_INPUT
-    else:
-      traceback.print_exc()
-      status = 130 if isinstance(e, KeyboardInterrupt) else CRASHED
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+  # SystemExit is a decision that all processes take.
+  if _jax.global_state.client is None or isinstance(e, SystemExit):
+    return
+  if isinstance(e, InputError):
+    print(f"error: {e}", file=sys.stderr)
+    status = _BAD_INPUT
+  else:
+    traceback.print_exception(e)
+    status = 130 if isinstance(e, KeyboardInterrupt) else CRASHED
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def visible_gpus(env) -> int:

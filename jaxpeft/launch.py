@@ -18,6 +18,7 @@ from jaxpeft.errors import InputError
 
 _BAD_INPUT = 2  # exit status: another try would end the same
 _GRACE_S = 2.0  # after a death, for the others to say why they die too
+_writing = threading.Lock()
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # "saved, as asked to"
 
 
@@ -25,8 +26,8 @@ def launch(command, processes=1, max_restarts=0, devices_per_process=None) -> in
   """Runs `command` in several processes that find each other; returns exit status.
 
   They get JAXPEFT_COORDINATOR, JAXPEFT_NUM_PROCESSES and JAXPEFT_PROCESS_ID, equal
-  shares of the machine's GPUs, and JAXPEFT_RESTART, the restarts so far. Process 0
-  writes where this one writes; the others' lines begin with their number.
+  shares of the machine's GPUs, and JAXPEFT_RESTART, the restarts so far. Lines of all
+  but process 0 begin with the process's number.
 
   If one crashes, all are killed and started again. SIGTERM and SIGINT are passed on,
   a second one kills. When this process dies, even by SIGKILL, Linux kills those that
@@ -93,7 +94,7 @@ class _Gang:
         JAXPEFT_NUM_PROCESSES=str(count),
         JAXPEFT_PROCESS_ID=str(i),
         JAXPEFT_RESTART=str(restart),
-        PYTHONUNBUFFERED="1",
+        PYTHONUNBUFFERED="1",  # what a crash leaves unsaid is what one wants to know
       )
       if devices is not None:
         env |= dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
@@ -102,30 +103,28 @@ class _Gang:
         env["JAX_LOCAL_DEVICE_IDS"] = ",".join(
           map(str, distributed.share(gpus, count, i))
         )
-      pipe = None if i == 0 else subprocess.PIPE
+      sinks = dict(stdout=sys.stdout, stderr=sys.stderr)
+      if i == 0:  # to a terminal itself, for its progress bar; else by whole lines
+        sinks = {name: sink for name, sink in sinks.items() if not sink.isatty()}
       try:
         process = subprocess.Popen(
           command,
           env=env,
           stdin=subprocess.DEVNULL,
-          stdout=pipe,
-          stderr=pipe,
           start_new_session=True,  # a group to kill; Ctrl-C comes from here, once
           preexec_fn=_die_with_parent(os.getpid()),
+          **dict.fromkeys(sinks, subprocess.PIPE),
         )
       except OSError as e:
         self.kill()
         raise InputError(f"cannot start {command[0]}: {e.strerror}") from e
       self._processes.append(process)
-      if pipe:
-        for source, sink in (
-          (process.stdout, sys.stdout),
-          (process.stderr, sys.stderr),
-        ):
-          thread = threading.Thread(target=_forward, args=(source, sink, i))
-          thread.daemon = True  # a grandchild may hold the pipe open
-          thread.start()
-          self._threads.append(thread)
+      for name, sink in sinks.items():
+        args = getattr(process, name), sink, f"[{i}] " if i else ""
+        # A daemon, since a grandchild may hold the pipe open.
+        thread = threading.Thread(target=_forward, args=args, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
   def watch(self, received) -> int:
     """Waits for the end, passing on signals; the status of `launch`."""
@@ -190,10 +189,11 @@ def _die_with_parent(parent: int):
   return prepare
 
 
-def _forward(source, sink, number):
+def _forward(source, sink, prefix):
   for line in source:
-    sink.write(f"[{number}] {line.decode(errors='replace')}")
-    sink.flush()
+    with _writing:
+      sink.write(prefix + line.decode(errors="replace"))
+      sink.flush()
 
 
 def _say(text):

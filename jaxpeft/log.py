@@ -1,4 +1,7 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard files, loss.png, a bar."""
+"""What a run leaves to read: metrics.jsonl, TensorBoard files, loss.png, a bar.
+
+Of several processes, only process 0 writes and shows anything.
+"""
 
 import contextlib
 import json
@@ -9,6 +12,7 @@ import time
 import numpy as np
 import tqdm
 
+from jaxpeft import distributed
 from jaxpeft.errors import InputError
 
 
@@ -22,6 +26,10 @@ class Log:
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / "metrics.jsonl"
     self.lines = [line for line in read(self._path) if line["step"] <= step]
+    self._board = None
+    distributed.barrier("log is read")
+    if not distributed.is_main():
+      return
     text = "".join(json.dumps(line) + "\n" for line in self.lines)
     self._path.with_suffix(".tmp").write_text(text)
     self._path.with_suffix(".tmp").replace(self._path)
@@ -35,6 +43,8 @@ class Log:
     """Appends a line, and its numbers to TensorBoard."""
     line = dict(step=step, **values)
     self.lines.append(line)
+    if self._board is None:
+      return
     with self._path.open("a") as f:
       f.write(json.dumps(line) + "\n")
     for name, value in values.items():
@@ -47,6 +57,8 @@ class Log:
 
   def plot(self, path: pathlib.Path, title: str):
     """Draws training and held-out loss over steps."""
+    if self._board is None:
+      return
     from matplotlib import figure  # no pyplot: it would choose a display
 
     fig = figure.Figure(figsize=(6, 4), layout="constrained")
@@ -64,7 +76,8 @@ class Log:
 
   def close(self):
     """Flushes the TensorBoard file."""
-    self._board.close()
+    if self._board is not None:
+      self._board.close()
 
 
 @contextlib.contextmanager
@@ -106,7 +119,7 @@ class Progress:
       total=total,
       initial=initial,
       unit="step",
-      disable=not sys.stderr.isatty(),
+      disable=not (sys.stderr.isatty() and distributed.is_main()),
       dynamic_ncols=True,
     )
     self._total, self._first, self._started = total, initial, time.time()
@@ -142,6 +155,8 @@ class Progress:
 
 def note(text: str):
   """A line for people, on stderr, that does not tear a progress bar."""
+  if not distributed.is_main():
+    return
   tqdm.tqdm.write(text, file=sys.stderr)
 
 

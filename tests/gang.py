@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from ml_collections import config_dict
 
-from jaxpeft import distributed, log
+from jaxpeft import cli, distributed, log
 from jaxpeft.checkpoints import state as checkpoints
 from jaxpeft.errors import InputError
 
@@ -56,8 +57,10 @@ def break_disk(step):
 
 def main(o):
   restarted = os.environ.get("JAXPEFT_RESTART", "0") != "0"
-  if distributed.is_main():
-    log.note(f"{distributed.count()} processes, {jax.device_count()} devices")
+  log.note(f"{distributed.count()} processes, {jax.device_count()} devices")
+  if "seeds" in o:
+    config = config_dict.ConfigDict(dict(seed=o["seeds"][jax.process_index()]))
+    cli.prepare_workdir(o["workdir"], config)
   mesh = jax.make_mesh((jax.device_count(),), ("all",))
   spec = jax.sharding.PartitionSpec
   split, whole = (jax.sharding.NamedSharding(mesh, spec(*s)) for s in (("all",), ()))
@@ -106,6 +109,6 @@ def main(o):
 
 if __name__ == "__main__":
   options = json.loads(sys.argv[1])
-  distributed.initialize(heartbeat_s=10, initialization_s=120)
-  with distributed.one_clear_exit():
+  with cli.one_clear_line():
+    distributed.initialize(heartbeat_s=10, initialization_s=120)
     main(options)

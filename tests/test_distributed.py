@@ -68,14 +68,22 @@ def test_when_one_is_killed_the_other_ends():
   assert "sum" not in first[1]
 
 
-def test_a_signal_to_one_stops_both_at_the_same_step():
-  first, second = together(2, what="SIGTERM", process=1, step=2, pause=0.4)
+def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
+  workdir = dict(workdir=str(tmp_path / "w"), seeds=[1, 1])
+  mishap = dict(what="SIGTERM", process=1, step=2, pause=0.4)
+  first, second = together(2, **workdir, **mishap)
   assert first[0] == second[0] == 128 + 15, first[2] + second[2]
   assert "2 processes, 4 devices" in first[2]
   assert "2 processes" not in second[2]
   left = [line for line in first[1].splitlines() if "left" in line]
   assert len(left) == 1
   assert left[0] in second[1].splitlines()
+
+
+def test_processes_of_different_configs_are_bad_input(tmp_path):
+  for status, _, err in together(2, workdir=str(tmp_path / "w"), seeds=[1, 2]):
+    assert status == 2, err
+    assert "holds a run of another config (seed: 1 there, 2 now)" in err
 
 
 def test_alone_nothing_is_done():

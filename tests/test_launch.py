@@ -113,6 +113,17 @@ def test_output_is_told_apart_and_the_status_is_0():
   assert sorted(err.splitlines()) == ["[1] oh", "[2] oh", "oh"]
 
 
+def test_gpus_are_shared(monkeypatch):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+  status, out, _ = shell("echo $JAX_LOCAL_DEVICE_IDS", "-n", 2)
+  assert status == 0
+  assert sorted(out.splitlines()) == ["0,1", "[1] 2,3"]
+  status, _, err = shell("echo", "-n", 3)
+  assert status == 2
+  assert "3 processes cannot share 4 GPUs" in err
+
+
 def test_bad_input_is_not_tried_again():
   text = "echo try; [ $JAXPEFT_PROCESS_ID = 0 ] || exit 2; sleep 600"
   status, out, _ = shell(text, "-n", 2, "--max-restarts", 5)
