@@ -19,8 +19,6 @@ ALLOWED = {
   "attention": {"chunks", "sharding"},
   "distributed": {"errors"},
   "launch": {"distributed", "errors"},
-  "losses": set(),
-  "attention": set(),
   "linear": set(),
   "partitions": set(),
   "config": set(),
