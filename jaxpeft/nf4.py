@@ -19,23 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxpeft import sharding
+from jaxpeft import nf4_products
 from jaxpeft.dynamic_map import DYNAMIC_MAP
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
+from jaxpeft.nf4_products import BLOCK, CODE
 
-BLOCK = 64  # numbers per scale
 NESTED = 256  # scales per scale of scales
-_TILE, _MOST_TILES = 2**24, 8  # numbers of a weight dequantised at once; tiles at most
-CODE = np.array(
-  [
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-  ],
-  np.float32,
-)  # fmt: skip
 _MIDDLES = (CODE[:-1] + CODE[1:]) / np.float32(2)
 _MAP_MIDDLES = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) / np.float32(2)
 
@@ -171,23 +161,7 @@ def scales(node: NF4):
 
 def _dequantise(node: NF4, dtype):
   """The transpose [out, in] of one layer."""
-  return _values(node.codes, scales(node), dtype)
-
-
-def _values(codes, scale, dtype):
-  """[out, in] of codes [out, in / 2] and scales [out, in / 64]."""
-  rows, half = codes.shape
-  unit = _half(2 * half)
-  # Shifts by broadcast and no concatenation: one loop for XLA:GPU.
-  pairs = codes.reshape(rows, -1, 1, unit)
-  codes = (pairs >> np.array([[0], [4]], np.uint8)) & 15
-  values = jnp.asarray(CODE)[codes].reshape(rows, -1, BLOCK)
-  return (values * scale[..., None]).astype(dtype).reshape(rows, 2 * half)
-
-
-def _half(inputs: int) -> int:
-  """Codes in one nibble before the other one's turn."""
-  return 64 if inputs % 128 == 0 else 32
+  return nf4_products.values(node.codes, scales(node), dtype)
 
 
 def pack(codes):
@@ -196,13 +170,13 @@ def pack(codes):
   Of each group of 128 inputs the first 64 are the low nibbles, and the others the high
   ones (of 64, where 128 does not divide the inputs).
   """
-  pairs = codes.reshape(codes.shape[0], -1, 2, _half(codes.shape[1]))
+  pairs = codes.reshape(codes.shape[0], -1, 2, nf4_products.half(codes.shape[1]))
   return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(codes.shape[0], -1)
 
 
 def unpack(packed):
   """Inverse of `pack`."""
-  pairs = packed.reshape(len(packed), -1, 1, _half(2 * packed.shape[1]))
+  pairs = packed.reshape(len(packed), -1, 1, nf4_products.half(2 * packed.shape[1]))
   return ((pairs >> np.array([[0], [4]], np.uint8)) & 15).reshape(len(packed), -1)
 
 
@@ -211,12 +185,7 @@ def _matmul(x, node: NF4):
   # Without the barriers XLA dequantises every weight first and keeps them all: what 4
   # bits save would be lost.
   x, node = lax.optimization_barrier((x, node))
-
-  def product(codes, scale):
-    w = _values(codes, scale, node.dtype).astype(x.dtype)
-    return jnp.einsum("...i,oi->...o", x, w)
-
-  return _by_tiles(product, node, 0, node.codes.shape[0])
+  return nf4_products.forward(x, node.codes, scales(node), node.dtype)
 
 
 def _matmul_fwd(x, node):
@@ -225,47 +194,7 @@ def _matmul_fwd(x, node):
 
 def _matmul_bwd(node, g):
   g, node = lax.optimization_barrier((g, node))
-
-  def product(codes, scale):
-    return g @ _values(codes, scale, node.dtype).astype(g.dtype)
-
-  return _by_tiles(product, node, 1, 2 * node.codes.shape[1]), None
+  return nf4_products.backward(g, node.codes, scales(node), node.dtype), None
 
 
 _matmul.defvjp(_matmul_fwd, _matmul_bwd)
-
-
-def _by_tiles(product, node: NF4, axis: int, size: int):
-  """product(codes, scales) of a large weight, some of its outputs or inputs at a time.
-
-  No more than a tile is dequantised at once; the products are the same.
-
-  Args:
-    product: (uint8[out, in / 2], float32[out, in / 64]) -> [..., n].
-    node: the weight.
-    axis: 0 cuts the weight's outputs, and 1 its inputs, in whole groups of codes.
-    size: how many of them there are, in all.
-  """
-  codes, scale = node.codes, scales(node)
-  units = size if axis == 0 else size // (2 * _half(size))
-  ways = sharding.cut("heads")  # every tile takes its part of what each device has
-  ways = ways if units % ways == 0 else 1
-  fits = [n for n in range(1, _MOST_TILES + 1) if units % (n * ways) == 0]
-  count = next((n for n in fits if node.size / ways / n <= _TILE), fits[-1])
-  if count == 1:
-    return product(codes, scale)
-
-  def cut(x, i):
-    x = x.reshape(*x.shape[:axis], ways, count, -1, *x.shape[axis + 1 :])
-    x = lax.dynamic_index_in_dim(x, i, axis + 1, keepdims=False)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-  def write(y, i):
-    tile = product(cut(codes, i), cut(scale, i))
-    tile = tile.reshape(*tile.shape[:-1], ways, 1, -1)
-    return lax.dynamic_update_slice_in_dim(y, tile, i, -2), None
-
-  tile = jax.eval_shape(lambda: product(cut(codes, 0), cut(scale, 0)))
-  start = jnp.zeros((*tile.shape[:-1], ways, count, size // ways // count), tile.dtype)
-  y = lax.scan(write, start, jnp.arange(count))[0]
-  return y.reshape(*y.shape[:-3], size)

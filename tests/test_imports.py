@@ -9,6 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "jaxpeft").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 # module -> what of jaxpeft it may import; modules not named here may import anything.
 ALLOWED = {
@@ -20,6 +21,8 @@ ALLOWED = {
   "distributed": {"errors"},
   "launch": {"distributed", "errors"},
   "linear": set(),
+  "nf4": {"dynamic_map", "errors", "linear", "nf4_products"},
+  "nf4_products": set(),
   "partitions": set(),
   "config": set(),
   "svd": set(),
@@ -80,14 +83,20 @@ def test_arrows_point_one_way(path):
       assert name.split(".")[1] in ALLOWED[module], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+  "path", FILES + KERNELS, ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_no_nnx_and_no_file_with_two_ideas(path):
   assert not any("nnx" in name for name in imports(path))
   assert len(path.read_text().splitlines()) <= 300
 
 
-def test_kernels_is_no_package():
+def test_kernels_is_no_package_and_what_is_in_it_knows_no_jaxpeft():
   assert not (ROOT / "kernels" / "__init__.py").exists()
+  may = {"jax", "jaxpeft_kernels", "numpy", "triton"} | sys.stdlib_module_names
+  package = ROOT / "kernels" / "jaxpeft_kernels"
+  names = {n.split(".")[0] for p in package.rglob("*.py") for n in imports(p)}
+  assert names <= may, names - may
 
 
 def test_the_core_imports_no_torch_and_starts_no_backend():

@@ -1,0 +1,208 @@
+"""Products with 4-bit weights: Triton kernels on an NVIDIA GPU, plain JAX elsewhere.
+
+A weight is dequantised by a kernel and multiplied by XLA's product; of few rows, the
+product is formed from the codes. The kernels (`jaxpeft_kernels`) are used where
+jax-triton is installed, for CUDA, and for inputs in whole groups of 128.
+
+On a mesh of several devices plain JAX is used, which is slower for few rows: a kernel
+is opaque to the compiler, which would gather a sharded weight whole before it. Inside a
+`jax.shard_map` over all axes kernels are used. A mesh is known by the arrays placed on
+it, or by `jax.set_mesh`; `jax.jit(in_shardings=...)` alone does not tell of it, and its
+weights would be gathered.
+
+Axes: `[..., in]` inputs, out outputs; codes and scales as `nf4.NF4` has them, of one
+layer.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
+
+from jaxpeft import sharding
+
+BLOCK = 64  # numbers per scale
+CODE = np.array(
+  [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+  ],
+  np.float32,
+)  # fmt: skip
+_TILE, _MOST_TILES = 2**24, 8  # numbers of a weight dequantised at once; tiles at most
+# Most rows of x that are multiplied from the codes. By an H100's bandwidth and peak it
+# wins up to 256; not timed yet (kernels/bench/nf4.py), and so kept to one tile of rows.
+FUSED_ROWS = 64
+
+
+def values(codes, scale, dtype):
+  """The transpose [out, in] of a weight, rounded once to a dtype.
+
+  Args:
+    codes: uint8[out, in / 2].
+    scale: float32[out, in / 64].
+    dtype: of the result.
+  """
+  plain = functools.partial(_values, dtype=dtype)
+  if not kernels_for(codes, scale):
+    return plain(codes, scale)
+  fast = functools.partial(_kernel_package().dequantise, table=CODE, dtype=dtype)
+  one = custom_vmap(
+    lambda *args: lax.platform_dependent(*args, cuda=fast, default=plain)
+  )
+
+  @one.def_vmap
+  def _(size, batched, *args):
+    # A stack of weights is one with more rows.
+    args = (_stack(x, size, b) for x, b in zip(args, batched, strict=True))
+    flat = one(*(x.reshape(-1, x.shape[-1]) for x in args))
+    return flat.reshape(size, -1, flat.shape[-1]), True
+
+  return one(codes, scale)
+
+
+def forward(x, codes, scale, dtype):
+  """x [..., in] -> x @ W [..., out], in x's dtype.
+
+  Args:
+    x: to multiply.
+    codes: uint8[out, in / 2].
+    scale: float32[out, in / 64].
+    dtype: that weights are rounded to before x's.
+  """
+  # A kernel rounds once, to x's dtype, and sums in float32.
+  once = jnp.promote_types(dtype, x.dtype) == dtype and x.dtype.itemsize <= 4
+  if not (kernels_for(codes, x, scale) and once):
+    return dequantised(x, codes, scale, dtype)
+
+  @custom_vmap
+  def product(x, codes, scale):
+    plain = functools.partial(dequantised, dtype=dtype)
+    if not 0 < len(x) <= FUSED_ROWS:
+      return plain(x, codes, scale)
+    fast = functools.partial(_kernel_package().matmul, table=CODE)
+    return lax.platform_dependent(x, codes, scale, cuda=fast, default=plain)
+
+  @product.def_vmap
+  def _(size, batched, *args):
+    if batched[1] or batched[2]:
+      args = [_stack(x, size, b) for x, b in zip(args, batched, strict=True)]
+      return lax.map(lambda args: product(*args), tuple(args)), True
+    # Rows of a batch are rows, and may be too many for the kernel.
+    x, *weight = args
+    y = product(x.reshape(-1, x.shape[-1]), *weight)
+    return y.reshape(*x.shape[:-1], -1), True
+
+  y = product(x.reshape(-1, x.shape[-1]), codes, scale)
+  return y.reshape(*x.shape[:-1], -1)
+
+
+def dequantised(x, codes, scale, dtype):
+  """`forward` for any number of rows: the weight is dequantised first, in tiles."""
+
+  def product(codes, scale):
+    w = values(codes, scale, dtype).astype(x.dtype)
+    return jnp.einsum("...i,oi->...o", x, w)
+
+  return _by_tiles(product, codes, scale, axis=0)
+
+
+def backward(g, codes, scale, dtype):
+  """g [..., out] -> g @ W.T [..., in], in g's dtype; else as `forward`."""
+
+  def product(codes, scale):
+    return g @ values(codes, scale, dtype).astype(g.dtype)
+
+  return _by_tiles(product, codes, scale, axis=1)
+
+
+def kernels_for(codes, *others) -> bool:
+  """Whether kernels are used where this turns out to be compiled for CUDA."""
+  package = _kernel_package()
+  groups = codes.shape[1] % 64 == 0
+  return (
+    bool(package) and package.available() and groups and not _sharded(codes, *others)
+  )
+
+
+def half(inputs: int) -> int:
+  """Codes in one nibble before the other one's turn."""
+  return 64 if inputs % 128 == 0 else 32
+
+
+def _values(codes, scale, dtype):
+  rows, bytes_ = codes.shape
+  # Shifts by broadcast and no concatenation: one loop for XLA:GPU.
+  pairs = codes.reshape(rows, -1, 1, half(2 * bytes_))
+  codes = (pairs >> np.array([[0], [4]], np.uint8)) & 15
+  numbers = jnp.asarray(CODE)[codes].reshape(rows, -1, BLOCK)
+  return (numbers * scale[..., None]).astype(dtype).reshape(rows, 2 * bytes_)
+
+
+def _by_tiles(product, codes, scale, axis: int):
+  """product(codes, scales) of a large weight, some of its outputs or inputs at a time.
+
+  No more than a tile is dequantised at once; the products are the same.
+
+  Args:
+    product: (uint8[out, in / 2], float32[out, in / 64]) -> [..., n].
+    codes: of the weight.
+    scale: of the weight.
+    axis: 0 cuts the weight's outputs, and 1 its inputs, in whole groups of codes.
+  """
+  size = len(codes) if axis == 0 else 2 * codes.shape[1]
+  units = size if axis == 0 else size // (2 * half(size))
+  ways = sharding.cut("heads")  # every tile takes its part of what each device has
+  ways = ways if units % ways == 0 else 1
+  fits = [n for n in range(1, _MOST_TILES + 1) if units % (n * ways) == 0]
+  count = next((n for n in fits if 2 * codes.size / ways / n <= _TILE), fits[-1])
+  if count == 1:
+    return product(codes, scale)
+
+  def cut(x, i):
+    x = x.reshape(*x.shape[:axis], ways, count, -1, *x.shape[axis + 1 :])
+    x = lax.dynamic_index_in_dim(x, i, axis + 1, keepdims=False)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+  def write(y, i):
+    tile = product(cut(codes, i), cut(scale, i))
+    tile = tile.reshape(*tile.shape[:-1], ways, 1, -1)
+    return lax.dynamic_update_slice_in_dim(y, tile, i, -2), None
+
+  tile = jax.eval_shape(lambda: product(cut(codes, 0), cut(scale, 0)))
+  start = jnp.zeros((*tile.shape[:-1], ways, count, size // ways // count), tile.dtype)
+  y = lax.scan(write, start, jnp.arange(count))[0]
+  return y.reshape(*y.shape[:-3], size)
+
+
+@functools.cache
+def _kernel_package():
+  """jaxpeft_kernels, or None in a checkout that is not installed."""
+  try:
+    return importlib.import_module("jaxpeft_kernels")
+  except ImportError:
+    return None
+
+
+def _sharded(*args) -> bool:
+  """Whether the compiler may cut arrays over several devices."""
+  meshes = [jax.sharding.get_abstract_mesh()]
+  meshes += [getattr(jax.typeof(x).sharding, "mesh", None) for x in args]
+  return any(
+    mesh.shape[name] > 1
+    for mesh in meshes
+    if mesh is not None
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind != AxisType.Manual
+  )
+
+
+def _stack(x, size: int, batched: bool):
+  return x if batched else jnp.broadcast_to(x, (size, *x.shape))
