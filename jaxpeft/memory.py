@@ -84,7 +84,7 @@ def plan(config, target: str = "cpu") -> Plan:
   Raises:
     InputError: an unknown target, or the wheels that compile for it are missing.
   """
-  sharding = _sharding(target)
+  placed = sharding(target)
   m, t = config.model, config.train
   net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
   rules = adapters.from_config(config.adapt)
@@ -102,7 +102,7 @@ def plan(config, target: str = "cpu") -> Plan:
   batch = training.split(empty, t.accumulate)
 
   def place(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
   arguments = jax.tree.map(place, (state, frozen, batch))
   selection = tokens.Selection(**config.tokens)
@@ -145,15 +145,15 @@ def _has(module: str) -> bool:
     return False
 
 
-def _sharding(target: str):
+def sharding(target: str):
   """Of everything on one device of the target, which need not be there."""
   if target not in TARGETS:
     raise unknown("target", target, TARGETS)
   if not can_compile_for(target):
     raise InputError(
       f"to compile for {target} without one, install what does, of JAX's version: "
-      f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} "
-      f"jax-cuda13-pjrt=={jax.__version__}"
+      f"pip install --no-deps --target DIRECTORY jax-cuda13-plugin=={jax.__version__} "
+      f"jax-cuda13-pjrt=={jax.__version__}, and set PYTHONPATH=DIRECTORY for this"
     )
   if TARGETS[target] is None:
     return jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])

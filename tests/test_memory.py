@@ -1,9 +1,9 @@
 """The compiled plan of a run's memory: what train.py prints, and for an H100."""
 
-import os
 import subprocess
 import sys
 
+import aot
 import pytest
 
 from jaxpeft import config, memory
@@ -50,12 +50,10 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
 
 
 def test_compiles_for_an_h100_without_one():
-  if not memory.can_compile_for("h100"):
-    pytest.skip("jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
   command = [sys.executable, "-m", "jaxpeft", "memory", "--config=configs/qlora.py"]
   command += ["--target=h100", "--config.train.batch_size=2"]
-  root = os.path.dirname(os.path.dirname(__file__))
-  out = subprocess.run(command, capture_output=True, text=True, cwd=root)
+  env = aot.environment("jax_cuda13_plugin", "jax_plugins.xla_cuda13")
+  out = subprocess.run(command, capture_output=True, text=True, cwd=aot.ROOT, env=env)
   assert out.returncode == 0, out.stderr
   assert "compiled for h100" in out.stdout
 

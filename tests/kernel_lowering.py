@@ -1,0 +1,160 @@
+"""4-bit products lowered and compiled for an H100, without one. Run by test_kernels.
+
+  python tests/kernel_lowering.py lower | compile
+
+Needs jax-triton and JAX's CUDA plugin; `compile` also XLA:GPU's wheel.
+"""
+
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxpeft
+from jaxpeft import memory, nf4, nf4_products
+
+_CALL = re.compile(r"@triton_kernel_call")
+
+
+def kernels(f, *args, platform: str = "cuda") -> int:
+  """Calls of Triton kernels in f's code for a platform."""
+  # A function of its own, which jit has no trace of yet.
+  lowered = (
+    jax.jit(lambda *args: f(*args)).trace(*args).lower(lowering_platforms=(platform,))
+  )
+  return len(_CALL.findall(lowered.as_text()))
+
+
+def stack(layers: int, inputs: int, outputs: int):
+  """A stack of layers of NF4 weights of random bits, in bfloat16."""
+  draw = np.random.default_rng(inputs)
+  scales = outputs * inputs // nf4.BLOCK
+  return nf4.NF4(
+    codes=draw.integers(0, 256, (layers, outputs, inputs // 2), np.uint8),
+    absmax=draw.integers(0, 256, (layers, outputs, inputs // nf4.BLOCK), np.uint8),
+    nested=np.full((layers, -(-scales // nf4.NESTED)), 1 / inputs, np.float32),
+    offset=np.full(layers, 2 / inputs, np.float32),
+    dtype=jnp.dtype("bfloat16"),
+  )
+
+
+def lower():
+  """Kernels are in CUDA's code only, under grad, scan, vmap and remat, and by rows."""
+  up, down = stack(3, 256, 384), stack(3, 384, 256)
+  x = jnp.ones((2, 5, 256), jnp.bfloat16)
+
+  def loss(x, weights):
+    @jax.checkpoint
+    def layer(x, weights):
+      up, down = weights
+      return jax.vmap(lambda x: down.matmul(jnp.tanh(up.matmul(x))))(x), None
+
+    return jnp.square(jax.lax.scan(layer, x, weights)[0]).astype(jnp.float32).sum()
+
+  gradient = jax.grad(loss)
+  assert kernels(gradient, x, (up, down)) >= 4
+  assert kernels(gradient, x, (up, down), platform="cpu") == 0
+  # Here the plain branch runs: it is the same as with no kernels at all.
+  got = jax.jit(gradient)(x, (up, down))
+  available, nf4_products.kernels_for = nf4_products.kernels_for, lambda *_: False
+  assert kernels(gradient, x, (up, down)) == 0
+  np.testing.assert_array_equal(got, jax.jit(gradient)(x, (up, down)))
+  nf4_products.kernels_for = available
+
+  # A batch is rows: when there are too many, the weight is dequantised. The kernels'
+  # results tell them apart: [splits, M, N] and [N, K].
+  few, many = jnp.ones((4, 8, 256), jnp.bfloat16), jnp.ones((20, 8, 256), jnp.bfloat16)
+  for x, fused in ((few, True), (many, False)):
+    f = jax.vmap(lambda x: up[0].matmul(x))
+    text = jax.jit(f).trace(x).lower(lowering_platforms=("cuda",)).as_text()
+    call = next(line for line in text.splitlines() if _CALL.search(line))
+    assert ("tensor<384x256xbf16>" in call.rsplit("->")[-1]) != fused, call
+    np.testing.assert_allclose(
+      np.asarray(f(x), np.float32), np.asarray(x @ up[0].dense(), np.float32), rtol=0.02
+    )
+
+  # A stack of weights is a loop of the products, and of one dequantisation.
+  xs = jnp.ones((3, 5, 256), jnp.bfloat16)
+  products = jax.vmap(lambda w, x: w.matmul(x))
+  assert kernels(products, up, xs) == 1
+  np.testing.assert_array_equal(
+    jax.jit(products)(up, xs),
+    jnp.stack([w.matmul(x) for w, x in zip(up, xs, strict=True)]),
+  )
+  assert kernels(lambda w: w.dense(), up) == 1
+
+  # Not from the codes: weights rounded to bfloat16 first, for float32 rows.
+  assert kernels(lambda x: up[0].matmul(x), jnp.ones((5, 256), jnp.float32)) == 1
+  # No whole groups of 128 inputs, so plain JAX.
+  assert kernels(stack(1, 192, 64)[0].matmul, jnp.ones((5, 192), jnp.bfloat16)) == 0
+  print("lowered as meant")
+
+
+def on_a_mesh():
+  """Plain JAX where the compiler might cut a weight; kernels in a shard_map."""
+  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  spec = jax.sharding.PartitionSpec
+  w, x = stack(1, 256, 384)[0], jnp.ones((4, 256), jnp.bfloat16)
+  product = lambda w, x: w.matmul(x)  # noqa: E731
+  place = jax.sharding.NamedSharding(mesh, spec())
+  assert kernels(product, w, x) == 1
+  assert kernels(product, jax.device_put(w, place), x) == 0
+  with jax.set_mesh(mesh):
+    assert kernels(product, w, x) == 0
+  own = jax.shard_map(
+    product, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec("d")
+  )
+  assert kernels(own, w, x) == 1
+  print("plain JAX on a mesh")
+
+
+def compile():
+  """With the barriers a step of QLoRA keeps no dequantised weight; without, all."""
+  layers, width, rows = 8, 1024, 80  # rows: not from the codes
+  lora, placed = jaxpeft.LoRA(rank=8), memory.sharding("h100")
+
+  def start():
+    base = list(stack(layers, width, width))
+    return base, [lora.init(jax.random.key(0), w)[1] for w in base]
+
+  base, theta = jax.eval_shape(start)
+  x = jax.ShapeDtypeStruct((rows, width), jnp.bfloat16)
+
+  def loss(theta, base, x):
+    for w, part in zip(base, theta, strict=True):
+      x = jnp.tanh(lora.apply(x, dict(w=w), part))
+    return jnp.square(x).astype(jnp.float32).mean()
+
+  def step(theta, base, x):
+    gradient = jax.grad(loss)(theta, base, x)
+    return jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient)
+
+  args = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), (theta, base, x)
+  )
+
+  def temporaries():
+    compiled = jax.jit(lambda *args: step(*args)).lower(*args).compile()
+    assert "triton_kernel_call" in compiled.as_text()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  with_them = temporaries()
+  nf4.lax = types.SimpleNamespace(optimization_barrier=lambda x: x)
+  without = temporaries()
+  dense = layers * 2 * width**2
+  print(f"with barriers {with_them:,} bytes, without {without:,}, dense {dense:,}")
+  assert with_them < without
+  assert without - with_them > dense / 2
+
+
+if __name__ == "__main__":
+  memory.prepare("h100")
+  jax.config.update("jax_num_cpu_devices", 2)
+  if sys.argv[1] == "lower":
+    lower()
+    on_a_mesh()
+  else:
+    compile()
