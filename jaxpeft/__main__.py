@@ -11,6 +11,7 @@ from jaxpeft.errors import InputError
 
 _OPTIONAL = {
   "huggingface_hub": "[hub]: fetch models by hub id",
+  "jax-triton": "[gpu]: kernels for 4-bit weights on NVIDIA GPUs",
   "torch": "[dev]: parity tests and peer benchmarks",
   "transformers": "[dev]: parity tests and peer benchmarks",
   "peft": "[dev]: parity tests and peer benchmarks",
