@@ -7,8 +7,10 @@ are in jax-triton's order: arrays and numbers in, arrays out, then constants.
 import functools
 import importlib
 import inspect
+import re
 
 import jax
+from jax.interpreters import partial_eval
 
 _H100 = 90  # compute capability compiled for where no GPU is to be asked
 
@@ -20,9 +22,15 @@ def _jax_triton():
   Versions before 0.4 cannot be imported without JAX's CUDA plugin.
   """
   try:
-    return importlib.import_module("jax_triton")
+    module = importlib.import_module("jax_triton")
   except ImportError:
     return None
+  primitive = module.triton_lib.triton_kernel_call_p
+  rule = partial_eval.dce_rules.get(primitive)
+  if rule:
+    # 0.4.0's rule for results that nobody uses lacks an argument that JAX 0.12 gives.
+    partial_eval.dce_rules[primitive] = lambda used, *rest: rule(used, rest[-1])
+  return module
 
 
 def available() -> bool:
@@ -42,6 +50,7 @@ def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
     stages: of the pipeline of loads.
     **constants: its `tl.constexpr` arguments.
   """
+  _use_old_assembler()
   triton_call = _jax_triton().triton_call
   names = inspect.signature(triton_call).parameters
   result = {"out_type" if "out_type" in names else "out_shape": out}
@@ -51,7 +60,7 @@ def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
     grid=grid,
     num_warps=warps,
     num_stages=stages,
-    compute_capability=None if _has_gpu() else _H100,
+    compute_capability=None if _capabilities() else _H100,
     **result,
     **constants,
   )
@@ -60,8 +69,21 @@ def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
   return jax.lax.pcast(y, tuple(sorted(axes)), to="varying") if axes else y
 
 
-def _has_gpu() -> bool:
-  return any(d.platform == "gpu" for d in jax.local_devices())
+def _use_old_assembler():
+  """Has Triton write what JAX's assembler can read.
+
+  Since 3.9 it writes, for an H100 too, the language of its newer assembler (CUDA 13.4);
+  JAX assembles that again with the one it finds, which may be older, and refuses.
+  """
+  if all(c < 10 for c in _capabilities()):
+    knobs = importlib.import_module("triton").knobs.nvidia
+    knobs.ptxas_blackwell = knobs.ptxas.path
+
+
+def _capabilities() -> list[float]:
+  """Compute capabilities of the NVIDIA GPUs here; what AMD's have is no number."""
+  names = [getattr(d, "compute_capability", "") for d in jax.local_devices()]
+  return [float(x) for x in names if re.fullmatch(r"\d+\.\d+", x)]
 
 
 def _varying(x):
