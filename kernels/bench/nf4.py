@@ -7,8 +7,8 @@ Columns, in microseconds: our kernel from the codes; our kernel that dequantises
 XLA's product; that in plain JAX; bfloat16 weights; bitsandbytes, if it is installed.
 A star is what `jaxpeft` chooses. Beside them what the bytes that have to move and the
 operations take at best. Every product reads another of 8 copies of the weight, so that
-none comes from the cache, and 8 products after one another, many times, are one jitted
-loop (bitsandbytes': one CUDA graph). JSON is written after every row.
+none comes from the cache; those products, many times over, are one jitted loop
+(bitsandbytes': one CUDA graph). JSON is written after every row.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ flags.DEFINE_bool("rehearse", False, "Tiny sizes in plain JAX, on any machine.")
 flags.DEFINE_string("out", "", "JSON file to write.")
 flags.DEFINE_list("shapes", "4096x4096,4096x11008,4096x14336", "Inputs x outputs.")
 flags.DEFINE_list("rows", "1,4,16,64,256,1024,2048,8192", "Of x.")
+flags.DEFINE_integer("copies", 8, "Of each weight, that a cache does not hold.")
 flags.DEFINE_float("tb_s", 3.35, "Memory bandwidth, terabytes a second.")
 flags.DEFINE_float("tflops", 989.0, "Peak of bfloat16 products, 10^12 a second.")
 
-COPIES = 8
 MOST_FUSED_ROWS = 1024  # beyond, the kernel from codes is not in question
 COLUMNS = ("codes", "dequantise", "plain", "bfloat16", "bitsandbytes")
 
@@ -98,7 +98,7 @@ def microseconds(run, tiny: bool) -> float:
   for _ in range(1 if tiny else 7):
     start = time.perf_counter()
     run(times)
-    taken.append((time.perf_counter() - start) / times / COPIES * 1e6)
+    taken.append((time.perf_counter() - start) / times / flags.FLAGS.copies * 1e6)
   return statistics.median(taken)
 
 
@@ -127,7 +127,7 @@ def theirs(inputs, outputs, rows, backward, tiny) -> float | None:
       quant_type="nf4",
       compress_statistics=True,
     )
-    for _ in range(COPIES)
+    for _ in range(flags.FLAGS.copies)
   ]
 
   def products():
@@ -199,7 +199,7 @@ def check(kernels, tiny: bool):
 def row(shape, rows, backward, kernels, tiny) -> dict:
   """One row of the table."""
   inputs, outputs = shape
-  made = [quantised(i, inputs, outputs) for i in range(COPIES)]
+  made = [quantised(i, inputs, outputs) for i in range(flags.FLAGS.copies)]
   packed, dense = [w[:2] for w in made], [w[2] for w in made]
   width = outputs if backward else inputs
   x = jax.random.normal(jax.random.key(1), (rows, width), jnp.bfloat16)
