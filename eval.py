@@ -19,6 +19,8 @@ flags.DEFINE_integer("limit", None, "Problems; 0 is all; default that of the run
 flags.DEFINE_float("temperature", None, "0 is greedy; default that of the run.")
 flags.DEFINE_integer("max_new_tokens", None, "Default that of the run.")
 flags.DEFINE_string("out", None, "Where to write JSON, with every answer.")
+flags.DEFINE_integer("tensor", 1, "Of a mesh of all devices; the rest is its fsdp.")
+cli.process_flags()
 
 
 def main(argv):
@@ -26,6 +28,7 @@ def main(argv):
   parsed = cli.parse(argv)
   if parsed.ckpt is None:
     raise InputError("which run? Give --ckpt=runs/NAME")
+  cli.join(parsed)  # before JAX has devices
   config = cli.read_config(parsed.ckpt).unlock()
   for key in ("task", "limit", "temperature", "max_new_tokens"):
     if parsed[key].value is not None:
@@ -39,8 +42,9 @@ def main(argv):
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out}: there is no directory {out.parent}")
 
-  from jaxpeft import build, evaluate, log, sample, training
+  from jaxpeft import build, distributed, evaluate, log, sample, sharding, training
 
+  build.enter_mesh(sharding.mesh(tensor=parsed.tensor))
   model = build.load_run(parsed.ckpt, config)
   held_out, problems, summary = build.held_out(config, model.tokenizer)
   log.note(summary)
@@ -78,10 +82,10 @@ def main(argv):
       by_rule=got.accuracy,
       answers=got.records,
     )
-    print(f"{e.task} on {len(problems)} problems of {config.data.eval}")
+    log.say(f"{e.task} on {len(problems)} problems of {config.data.eval}")
   for name, value in table.items():
-    print(f"  {name:<20} {value}")
-  if out:
+    log.say(f"  {name:<20} {value}")
+  if out and distributed.is_main():
     tmp = out.with_name(out.name + ".tmp")
     tmp.write_text(json.dumps(report, indent=1) + "\n")
     tmp.replace(out)

@@ -5,7 +5,6 @@ result. Running it again with the same --workdir resumes, or says that it is fin
 """
 
 import pathlib
-import signal
 import sys
 import time
 
@@ -15,6 +14,7 @@ from jaxpeft import cli
 from jaxpeft.errors import InputError
 
 cli.config_flag()
+cli.process_flags()
 flags.DEFINE_string("workdir", None, "Where to write; default runs/NAME of the config.")
 
 
@@ -25,6 +25,7 @@ def main(argv):
   if parsed.config is None:
     raise InputError("which run? Give --config=configs/NAME.py")
   config = parsed.config.lock()
+  cli.join(parsed)  # before JAX has devices
   name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
 
   # After the flags, so that a typing error is answered at once.
@@ -33,12 +34,14 @@ def main(argv):
   from jaxpeft import (
     adapters,
     build,
+    distributed,
     evaluate,
     log,
     optim,
     partitions,
     report,
     sample,
+    sharding,
     tokens,
     training,
   )
@@ -51,6 +54,7 @@ def main(argv):
   sampling = sample.Sampling(e.temperature, e.top_k, e.top_p)
   selection = tokens.Selection(**config.tokens)
   tx, rate = optim.make(t.steps, **config.optim)
+  build.enter_mesh(sharding.mesh(**config.mesh))
   base = build.base(config)
   build.check(config, base, tx)
   data = build.data(config, base)
@@ -59,10 +63,11 @@ def main(argv):
   finished = [line for line in log.read(workdir / "metrics.jsonl") if "final" in line]
   if finished:
     log.note(f"{workdir} is finished; next: python eval.py --ckpt={workdir}")
-    print(report.result(finished[-1]))
+    log.say(report.result(finished[-1]))
     return
   store = checkpoints.Checkpoints(workdir / "checkpoints")
-  logs = log.Log(workdir, step=-1 if store.latest is None else store.latest)
+  new = store.latest is None
+  logs = log.Log(workdir, step=-1) if new else None
 
   # ---- the base model's answers, then adapter and state, new or resumed --------------
   def answer(model, label):
@@ -72,11 +77,10 @@ def main(argv):
     )  # fmt: skip
 
   scored = bool(e.task and data.problems)
-  if store.latest is None and scored:
+  if new and scored:
     before = answer(base, "base model")
     samples = [record["text"] for record in before.records[:3]]
     logs.write(0, base_accuracy=before.accuracy[e.answer], base_samples=samples)
-  new = store.latest is None
   run = build.adapt(config, base, data.batches if new else None,
                     None if new else workdir / "start")  # fmt: skip
   beside = adapters.kept(run.frozen)  # of the start: saved beside theta
@@ -87,10 +91,11 @@ def main(argv):
   # The weights as they were loaded, and theta's start, need not stay in memory.
   base, run = base.replace(params=None), run.without_params()
   best = dict(step=-1, loss=float("inf"), waited=0)
-  if store.latest is not None:
+  if not new:
     state, extra = store.restore(state)
     adapter_files.check_base(extra["fingerprint"], run.meta["fingerprint"], workdir)
     best = extra["best"]
+    logs = log.Log(workdir, int(state.step))
     log.note(f"resuming {workdir} at step {int(state.step)}")
 
   # ---- compile -----------------------------------------------------------------------
@@ -102,15 +107,14 @@ def main(argv):
   jitted = training.make_step(
     run.model.transformer, tx, t.neftune, config.seed, selection
   )
-  step_fn = jitted.lower(state, run.frozen, first).compile()
+  step_fn = jitted.lower(state, run.frozen, sharding.place_batch(first)).compile()
+  distributed.barrier("compiled")
   eval_fn = training.make_eval(run.model.transformer)
   compile_s = time.time() - clock
   log.note(report.banner(config, size, step_fn, compile_s, data.batches.epoch_steps))
 
   # ---- loop --------------------------------------------------------------------------
-  received = []  # signals: the loop saves and leaves at the next step
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda number, _: received.append(number))
+  stop = distributed.Stop()
 
   def save(state):
     store.save(state, dict(fingerprint=run.meta["fingerprint"], best=dict(best)))
@@ -144,13 +148,14 @@ def main(argv):
   bar = log.Progress(t.steps, step)
   while step < t.steps and not out_of_patience():
     batch = training.split(data.batches[step], t.accumulate)
-    state, metrics = step_fn(state, run.frozen, batch)
+    state, metrics = step_fn(state, run.frozen, sharding.place_batch(batch))
     step += 1
     bar.count(batch["segment"])
     last = step == t.steps
+    leave = stop.agreed(step)
     logged = step % t.log_every == 0 or last
     held = (t.eval_every and step % t.eval_every == 0) or last
-    saved = (t.save_every and step % t.save_every == 0) or received
+    saved = (t.save_every and step % t.save_every == 0) or leave
     if logged or held or saved:
       metrics = {key: float(x) for key, x in metrics.items()}  # waits for the device
       if metrics["bad_step"] >= 0:
@@ -171,15 +176,14 @@ def main(argv):
       bar.restart()
     if saved:
       save(state)
-    if received:
+    if leave:
       store.close()
       bar.close()
-      log.note(f"stopped by signal {received[0]} and saved at step {step}; "
+      log.note(f"stopped by signal {stop.number} and saved at step {step}; "
                "run the same command to go on")  # fmt: skip
-      sys.exit(128 + received[0])
+      sys.exit(128 + stop.number)
   bar.close()
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, signal.SIG_DFL)  # all is saved below; a rerun finishes
+  stop.close()  # all is saved below; a rerun finishes
 
   # ---- result ------------------------------------------------------------------------
   save(state)
@@ -209,9 +213,9 @@ def main(argv):
   logs.plot(workdir / "loss.png", f"{name}: {size.trainable:,} trainable parameters")
   logs.write(step, **final, wall_s=time.time() - started)
   logs.close()
-  print(report.result(logs.lines[-1]))
-  print(f"{workdir}: metrics.jsonl, loss.png, adapter/, tensorboard/\n"
-        f"next: python eval.py --ckpt={workdir}")  # fmt: skip
+  log.say(report.result(logs.lines[-1]))
+  log.say(f"{workdir}: metrics.jsonl, loss.png, adapter/, tensorboard/\n"
+          f"next: python eval.py --ckpt={workdir}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,7 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxpeft import adapters, cli, log, model, partitions, svd, tasks, training
+from jaxpeft import (
+  adapters,
+  cli,
+  log,
+  model,
+  partitions,
+  sharding,
+  svd,
+  tasks,
+  training,
+)
 from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.data import batches, encode, sources
 from jaxpeft.errors import InputError, unknown
@@ -50,8 +60,14 @@ class Data(NamedTuple):
   summary: list[str]
 
 
+def enter_mesh(mesh):
+  """Puts a mesh in force for the rest of the program; None is a single device."""
+  if mesh is not None:
+    jax.set_mesh(mesh)
+
+
 def base(config) -> model.Model:
-  """The model of `config.model`, not adapted."""
+  """The model of `config.model`, not adapted, on the mesh in force."""
   return model.load(**config.model, seed=config.seed)
 
 
@@ -66,6 +82,12 @@ def check(config, base_model: model.Model, tx=None):
   Raises:
     InputError: adapters that do not fit the model, or an unknown task or answer rule.
   """
+  sharding.check(
+    base_model.config,
+    config.train.batch_size // max(1, config.train.accumulate),
+    config.data.max_tokens,
+    bool(config.model.quantize),
+  )
   for section, name, least in _LEAST:
     if config[section][name] < least:
       raise InputError(f"{section}.{name} {config[section][name]} is below {least}")
@@ -105,6 +127,7 @@ def adapt(config, base_model: model.Model, batches=None, start=None) -> Run:
   params = adapters.adapt(base_model.params, rules, key, gradients)
   if start is not None:
     params = adapter_files.load_kept(start, params)
+  params = sharding.place(params)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
   mark = svd.fingerprint(partitions.flatten(frozen))
   meta = adapter_files.describe(params, key, mark) | dict(base=config.model.source)

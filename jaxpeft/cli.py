@@ -9,6 +9,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
+from jaxpeft import config as base_config
 from jaxpeft.errors import InputError
 
 
@@ -128,7 +129,9 @@ def _write_or_check(workdir, text, write):
     if not os.access(workdir, os.W_OK):
       raise PermissionError("not writable")
   if file.exists():
-    changed = _changes(json.loads(file.read_text()), json.loads(text))
+    there, now = json.loads(file.read_text()), json.loads(text)
+    # Another mesh gives the same run.
+    changed = _changes(_filled(there) | dict(mesh=now.get("mesh")), now)
     if changed:
       raise InputError(
         f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
@@ -156,7 +159,12 @@ def read_config(workdir) -> config_dict.ConfigDict:
     values = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError) as e:
     raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
-  return config_dict.ConfigDict(values, convert_dict=True).lock()
+  return config_dict.ConfigDict(_filled(values), convert_dict=True).lock()
+
+
+def _filled(values: dict) -> dict:
+  """A saved config, with the defaults of sections that are newer than it."""
+  return to_json(base_config.base()) | values
 
 
 def to_json(config) -> dict:

@@ -42,6 +42,12 @@ def base() -> config_dict.ConfigDict:
   c.train.keep_best = True  # the adapter with the least held-out loss, not the last
   c.train.patience = 0  # evaluations without improvement before stopping; 0 is never
 
+  c.mesh = config_dict.ConfigDict()  # of devices; see sharding. -1, once, is the rest
+  c.mesh.data = 1  # copies of the weights, each for a part of the rows
+  c.mesh.fsdp = -1  # pieces of every weight, gathered layer by layer; cuts rows, too
+  c.mesh.tensor = 1  # pieces of heads, feed-forward and vocabulary
+  c.mesh.sequence = False  # whether `tensor` cuts tokens between layers, too
+
   c.tokens = config_dict.ConfigDict()  # which carry gradient; see tokens.Selection
   c.tokens.fraction = 1.0  # of a row's; 1 is all
   c.tokens.choose = "random"  # or "completion", "prefix", "loss"

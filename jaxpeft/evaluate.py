@@ -3,9 +3,10 @@
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from jaxpeft import sample, tasks
+from jaxpeft import distributed, sample, tasks
 from jaxpeft.data import batches
 from jaxpeft.model import Model
 
@@ -74,10 +75,12 @@ def loss(evaluate, params, examples, max_tokens: int, batch_size: int) -> float:
   """
   rows = batches.pack(examples, max_tokens)
   rows += [[] for _ in range(-len(rows) % batch_size)]
-  sums = [
-    evaluate(params, batches.to_arrays(rows[i : i + batch_size], max_tokens))
-    for i in range(0, len(rows), batch_size)
-  ]
+  sums = []
+  for i in range(0, len(rows), batch_size):
+    batch = batches.to_arrays(rows[i : i + batch_size], max_tokens)
+    sums.append(evaluate(params, batch))
+    if distributed.count() > 1:  # which must run programs with collectives in one order
+      jax.block_until_ready(sums[-1])
   total, tokens = np.sum([[float(a), float(b)] for a, b in sums], axis=0)
   return total / tokens
 

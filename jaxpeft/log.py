@@ -153,6 +153,12 @@ class Progress:
     self._bar.close()
 
 
+def say(text: str):
+  """A result for people or programs, on stdout."""
+  if distributed.is_main():
+    print(text)
+
+
 def note(text: str):
   """A line for people, on stderr, that does not tear a progress bar."""
   if not distributed.is_main():

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import assets, nf4, sample, zoo
+from jaxpeft import assets, nf4, sample, sharding, zoo
 from jaxpeft.adapters import select
 from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
@@ -114,7 +114,7 @@ def load(
   config = transformer.config
   if source.startswith("init:"):
     params = init(transformer, seed)
-    params = nf4.quantise_tree(params) if quantize else params
+    params = sharding.place(nf4.quantise_tree(params) if quantize else params)
   else:
     params = hf.load(directory, config, dtype, tuple(groups), bool(quantize))
   tokenizer = tokenizers.load(directory, config.eos_ids)
@@ -146,12 +146,12 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
 
 
 def init(transformer: Transformer, seed: int):
-  """Random parameters, in the transformer's dtype."""
+  """Random parameters, in the transformer's dtype, on the mesh in force."""
 
   @jax.jit
   def make(key):
     params = transformer.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-    return jax.tree.map(lambda x: x.astype(transformer.dtype), params)
+    return sharding.stored(jax.tree.map(lambda x: x.astype(transformer.dtype), params))
 
   return make(jax.random.key(seed))
 

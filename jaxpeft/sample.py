@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from jaxpeft import sharding
 from jaxpeft.attention import KV, Where
 from jaxpeft.errors import InputError
 from jaxpeft.transformer import Transformer, layer_names
@@ -86,6 +87,7 @@ def generate(
   transformer, params = unstack(transformer, params)
   batch_size = batch_size or max(1, len(prompts))
   keys = jax.random.split(jax.random.key(seed), max(1, len(prompts)))
+  keys = np.asarray(jax.random.key_data(keys))  # the same in every process
   out = []
   starts = range(0, len(prompts), batch_size)
   hidden = None if label else True  # None: hidden unless on a terminal
@@ -124,12 +126,13 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   Args:
     tokens: int[B, P], padded on the right.
     length: int[B]; 0 for a row to be ignored.
-    keys: PRNG keys [B].
+    keys: uint32[B, 2], the data of PRNG keys.
     max_new, stop_ids, sampling: static.
   Returns:
     (int[B, N] new tokens, int[B] how many of them precede a stop token).
   """
   b, p = tokens.shape
+  keys = jax.random.wrap_key_data(keys)
   slots = jnp.arange(p + max_new)  # new token i has slot p + i
   prompt = slots < length[:, None]
   position = jnp.where(slots < p, slots, length[:, None] + slots - p)
@@ -178,7 +181,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   empty = jnp.zeros((b, max_new), jnp.int32)
   start = (0, draw(0, logits), length == 0, cache, empty, jnp.zeros(b, jnp.int32))
   *_, new, count = jax.lax.while_loop(go_on, body, start)
-  return new, count
+  return sharding.replicated((new, count))
 
 
 def unstack(transformer, params):

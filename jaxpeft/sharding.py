@@ -215,7 +215,8 @@ def to_host(x) -> np.ndarray:
 
 def _put(x, sharding):
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
-    return jax.device_put(x, sharding)
+    # One after the other: each has collectives, and processes must agree on the order.
+    return jax.block_until_ready(jax.device_put(x, sharding))
   if jax.process_count() == 1:
     return jax.device_put(x, sharding)
   host = np.asarray(x)

@@ -18,6 +18,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxpeft import sharding
+
 _SKETCHES = 4  # numbers per leaf
 _SAMPLED_ROWS = 16  # rows of the last two axes that a sketch reads
 
@@ -175,7 +177,7 @@ def differences(a: dict, b: dict, tolerance: float = 1e-3) -> list[str]:
 def _sketch(path: str, leaf) -> list[float]:
   rows = leaf.shape[-2] if leaf.ndim > 1 else 1
   sample = leaf[..., :: max(1, rows // _SAMPLED_ROWS), :] if leaf.ndim > 1 else leaf
-  sample = np.asarray(sample, np.float64).reshape(-1)
+  sample = sharding.to_host(sample).astype(np.float64).reshape(-1)
   rng = np.random.default_rng(zlib.crc32(path.encode()))
   signs = rng.integers(0, 2, (_SKETCHES, 1 + sample.size // 64), np.int8) * 2 - 1
   # Signs repeat by outer product, so that a sketch of a large leaf stays cheap.

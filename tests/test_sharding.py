@@ -209,3 +209,17 @@ def test_dimensions_that_a_mesh_does_not_divide_are_named():
   with jax.set_mesh(make_mesh((1, 1, 8), sequence=True)):
     with pytest.raises(InputError, match=r"sequence = 8.*max_tokens, 100"):
       sharding.check(config, 8, 100)
+
+
+@pytest.mark.parametrize("method", ["SVFT", "PiSSA", "LoRA"])
+def test_each_device_starts_some_layers_and_the_start_is_the_same(method):
+  transformer, want = adapted(method)
+  mesh = make_mesh((1, 4, 2))
+  with jax.set_mesh(mesh):
+    params = sharding.place(model.init(transformer, 0))
+    got = jaxpeft.adapt(params, {LINEARS: METHODS[method]}, jax.random.key(0))
+  places = partitions.flatten(sharding.shardings(got, mesh))
+  want = partitions.flatten(want)
+  for path, leaf in partitions.flatten(got).items():
+    np.testing.assert_array_equal(leaf, want[path], err_msg=path)
+    assert leaf.sharding.is_equivalent_to(places[path], leaf.ndim), path

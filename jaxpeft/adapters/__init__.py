@@ -25,6 +25,7 @@ from jaxpeft.adapters.milora import MiLoRA
 from jaxpeft.adapters.nora import NoRA
 from jaxpeft.adapters.olora import OLoRA
 from jaxpeft.adapters.pissa import PiSSA
+from jaxpeft.adapters.start import start
 from jaxpeft.adapters.svf import SVF
 from jaxpeft.adapters.svft import SVFT
 from jaxpeft.adapters.vera import VeRA
@@ -183,7 +184,7 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
       w = (leaf,)
       if path in needy:
         w += (gradients[path] if gradients else jnp.zeros(leaf.shape),)
-      return Adapted(*_init(found[path], own, w, is_stacked(path), bar), found[path])
+      return start(found[path], own, w, path, is_stacked(path), bar)
 
     return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_node)
 
@@ -224,33 +225,6 @@ def count(params) -> Count:
     total=sum(x.size for x in stored),
     bytes=sum(x.size * x.dtype.itemsize for x in theta),
   )
-
-
-def _init(adapter, key, w: tuple, stacked: bool, bar):
-  """(frozen, theta) of w = (weight, or also its gradient), by layer if stacked."""
-  if not stacked:
-    bar.update()
-    return adapter.init(key, *w)
-  keys = jax.random.split(key, w[0].shape[0])
-  if isinstance(jax.tree.leaves(w)[0], jax.core.Tracer):
-    return jax.vmap(adapter.init)(keys, *w)
-  layers, parts = list(w[0]), []
-  for key_i, *w_i in zip(keys, layers, *w[1:], strict=True):
-    parts.append(adapter.init(key_i, *w_i))
-    bar.update()
-  # A frozen leaf that is the weight itself stays the stack it came from: no copy.
-  same = {
-    name
-    for name in parts[0][0]
-    if all(p[0][name] is w_i for p, w_i in zip(parts, layers, strict=True))
-  }
-  frozen = {
-    name: w[0]
-    if name in same
-    else jax.tree.map(lambda *xs: jnp.stack(xs), *[p[0][name] for p in parts])
-    for name in parts[0][0]
-  }
-  return frozen, jax.tree.map(lambda *xs: jnp.stack(xs), *[p[1] for p in parts])
 
 
 @jax.jit(static_argnums=(1, 2))

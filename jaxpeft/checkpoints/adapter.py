@@ -8,11 +8,10 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxpeft import adapters, partitions, svd
+from jaxpeft import adapters, distributed, partitions, sharding, svd
 from jaxpeft.errors import InputError
 
 _THETA, _META = "adapter.safetensors", "adapter.json"
@@ -20,6 +19,8 @@ _THETA, _META = "adapter.safetensors", "adapter.json"
 
 def save(directory, trainable, meta: dict, kept: dict | None = None):
   """Writes a directory with theta and `meta`, replacing one of that name whole.
+
+  Of several processes all call it, and process 0 writes.
 
   Args:
     directory: e.g. runs/NAME/adapter.
@@ -30,6 +31,14 @@ def save(directory, trainable, meta: dict, kept: dict | None = None):
     InputError: the directory holds anything else.
   """
   directory = pathlib.Path(directory)
+  flat = partitions.flatten(trainable) | (kept or {})
+  flat = {k: sharding.to_host(x) for k, x in flat.items()}
+  if distributed.is_main():
+    _write(directory, flat, meta)
+  distributed.barrier("adapter")
+
+
+def _write(directory: pathlib.Path, flat: dict, meta: dict):
   if directory.is_dir():
     others = sorted({file.name for file in directory.iterdir()} - {_THETA, _META})
     if others:
@@ -39,8 +48,6 @@ def save(directory, trainable, meta: dict, kept: dict | None = None):
       )
   directory.parent.mkdir(parents=True, exist_ok=True)
   tmp = pathlib.Path(tempfile.mkdtemp(dir=directory.parent, prefix=".adapter-"))
-  flat = partitions.flatten(trainable) | (kept or {})
-  flat = {k: np.asarray(x) for k, x in flat.items()}
   safetensors.numpy.save_file(flat, tmp / _THETA)
   (tmp / _META).write_text(json.dumps(meta, indent=1) + "\n")
   tmp.chmod(0o755)  # temporary directories are private
@@ -91,7 +98,8 @@ def load(directory, like, fingerprint: dict):
   flat = {k: x for k, x in _read(directory).items() if "/frozen/" not in k}
   check_base(meta["fingerprint"], fingerprint, directory)
   _check_shapes(directory, flat, partitions.flatten(like))
-  return partitions.unflatten({k: jnp.asarray(x) for k, x in flat.items()}, like)
+  tree = partitions.unflatten({k: jnp.asarray(x) for k, x in flat.items()}, like)
+  return sharding.place(tree)
 
 
 def load_kept(directory, params):

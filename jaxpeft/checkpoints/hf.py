@@ -1,9 +1,9 @@
 """Hugging Face safetensors in and out, one tensor at a time.
 
-Reading fills each stacked leaf in place, so the host holds the model and one tensor;
-writing goes shard by shard.
+Reading fills each stacked leaf in place (`hf_read`); writing goes file by file.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -16,8 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxpeft import nf4
-from jaxpeft.checkpoints import bnb, hf_config
+from jaxpeft import nf4, sharding
+from jaxpeft.checkpoints import bnb, hf_config, hf_read
 from jaxpeft.checkpoints.hf_names import GEMMA2, LAYER, TOP, group_index
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
@@ -106,12 +106,12 @@ def load(
   if problems:
     more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
     raise InputError(f"{directory}: {'; '.join(problems[:20])}{more}")
-  flat = {
-    path: _read_nf4(path, place, files, dtype)
-    if quantize and nf4.takes(path)
-    else _read(place, files, dtype)
-    for path, place in places.items()
-  }
+  flat, on = {}, sharding.current()
+  for path, place in places.items():
+    four_bits = quantize and nf4.takes(path)
+    where = on and _sharding(path, place, four_bits, dtype, on)
+    read = functools.partial(hf_read.read_nf4, path) if four_bits else hf_read.read
+    flat[path] = read(place, files, dtype, where)
   return _nest(flat)
 
 
@@ -151,6 +151,14 @@ def save(directory, config: ModelConfig, params, tokenizer=None):
     for file in tmp.iterdir():
       file.chmod(0o644)  # safetensors makes them private
       shutil.move(file, directory / file.name)
+
+
+def _sharding(path: str, place, four_bits: bool, dtype: str, on):
+  """How a leaf lies on a mesh: a sharding, or of 4-bit weights a tree of them."""
+  leaf = jax.ShapeDtypeStruct(place.shape, jnp.dtype(dtype))
+  if four_bits:
+    leaf = jax.eval_shape(jax.vmap(nf4.quantise), leaf)
+  return sharding.shardings({path: leaf}, on)[path]
 
 
 class _Place:
@@ -215,42 +223,6 @@ def _files(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, list[int]]]
   return found
 
 
-def _read(place: _Place, files, dtype: str):
-  """One leaf, filled tensor by tensor in host memory, then given to the device."""
-  leaf = _aligned(place.shape, jnp.dtype(dtype))
-  for i, name in enumerate(place.tensors):
-    with safetensors.safe_open(files[name][0], "numpy") as f:
-      place.slot(leaf, i)[...] = f.get_tensor(name)
-  # On a CPU the aligned buffer itself becomes the array: no second copy.
-  return jax.device_put(leaf, may_alias=True)
-
-
-def _read_nf4(path: str, place: _Place, files, dtype: str):
-  """A stack of 4-bit weights; the host holds them and one layer's weight."""
-  packed = bnb.names(files)
-  nf4.check(path, place.shape[1:])
-  stack, depth = None, len(place.tensors)
-  for i, name in enumerate(place.tensors):
-    with safetensors.safe_open(files[name][0], "numpy") as f:
-      if name in packed:
-        node = bnb.read(name, f.get_tensor, place.theirs, dtype)
-      else:
-        node = nf4.quantise(jnp.asarray(f.get_tensor(name).T).astype(dtype))
-    if stack is None:
-      stack = jax.tree.map(lambda x: _aligned((depth, *x.shape), x.dtype), node)
-    for whole, part in zip(jax.tree.leaves(stack), jax.tree.leaves(node), strict=True):
-      whole[i] = part
-  return jax.device_put(stack, may_alias=True)
-
-
-def _aligned(shape, dtype) -> np.ndarray:
-  """An uninitialised array on a 64-byte boundary, which XLA can take without a copy."""
-  size = int(np.prod(shape)) * dtype.itemsize
-  buffer = np.empty(size + 64, np.uint8)
-  start = -buffer.ctypes.data % 64
-  return buffer[start : start + size].view(dtype).reshape(shape)
-
-
 def _write_shards(directory: pathlib.Path, places, flat):
   shards, used = [[]], 0
   for path, place in places.items():
@@ -275,7 +247,7 @@ def _write_shards(directory: pathlib.Path, places, flat):
         weight_map |= dict.fromkeys({name, *bnb.parts(name)}, file)
         continue
       leaf = flat[path][i : i + 1] if place.stacked else flat[path]
-      tensors[name] = np.ascontiguousarray(place.slot(np.asarray(leaf), 0))
+      tensors[name] = np.ascontiguousarray(place.slot(sharding.to_host(leaf), 0))
       weight_map[name] = file
     safetensors.numpy.save_file(tensors, directory / file, {"format": "pt"})
   if many:

@@ -59,7 +59,7 @@ class Checkpoints:
     if step == self.latest:
       return
     flat = partitions.flatten(state)
-    sums = jax.device_get({path: _checksum(x) for path, x in flat.items()})
+    sums = jax.device_get(_checksums(flat))
     leaves = {path: [*_kind(x), sums[path].tolist()] for path, x in flat.items()}
     about = dict(extra=extra, leaves=leaves)
     args = ocp.args.Composite(
@@ -128,7 +128,7 @@ class Checkpoints:
       )
     # A copy: what Orbax gives may share memory, and steps donate their input.
     flat = {path: jnp.array(x) for path, x in got.items()}
-    sums = jax.device_get({path: _checksum(flat[path]) for path in want})
+    sums = jax.device_get(_checksums(flat))
     wrong = [path for path in want if sums[path].tolist() != about["leaves"][path][2]]
     if wrong:
       more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -187,6 +187,12 @@ class _same_everywhere:
 
 
 @jax.jit
+def _checksums(flat):
+  """{path: `_checksum`}, in one program: of several, each with its collectives, two
+  processes may run different ones first, and wait for each other for ever."""
+  return {path: _checksum(x) for path, x in flat.items()}
+
+
 def _checksum(x):
   """uint32[2] of an array's bits and their places.
 

@@ -1,0 +1,130 @@
+"""Leaves of a model from safetensors: whole, or of each process the pieces it holds.
+
+The host holds what its devices get, and one tensor.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxpeft import nf4
+from jaxpeft.checkpoints import bnb
+
+
+def read(place, files, dtype: str, sharding=None):
+  """One leaf, filled tensor by tensor in host memory, then given to the devices.
+
+  Args:
+    place: a `hf._Place`.
+    files: {tensor: (file, shape)}.
+    dtype: of the leaf.
+    sharding: over the devices of a mesh; None is one device.
+  """
+  if sharding is None:
+    leaf = _aligned(place.shape, jnp.dtype(dtype))
+    for i, name in enumerate(place.tensors):
+      with safetensors.safe_open(files[name][0], "numpy") as f:
+        place.slot(leaf, i)[...] = f.get_tensor(name)
+    # On a CPU the aligned buffer itself becomes the array: no second copy.
+    return jax.device_put(leaf, may_alias=True)
+
+  def piece(index):
+    layers, inside = _layers(place, index)
+    out = np.empty([len(layers), *map(len, inside)], jnp.dtype(dtype))
+    theirs = tuple(slice(x.start, x.stop) for x in inside)
+    theirs = theirs[::-1] if place.transpose else theirs
+    for i, layer in enumerate(layers):
+      name = place.tensors[layer]
+      with safetensors.safe_open(files[name][0], "numpy") as f:
+        part = f.get_slice(name)[theirs]
+      out[i] = part.T if place.transpose else part
+    return out if place.stacked else out[0]
+
+  return _from_pieces(place.shape, sharding, piece)
+
+
+def read_nf4(path: str, place, files, dtype: str, sharding=None):
+  """A stack of 4-bit weights; the host holds them and one layer's weight.
+
+  Args:
+    path: of the leaf.
+    place: as for `read`.
+    files: as for `read`.
+    dtype: that they stand for.
+    sharding: a tree like the stack; None is one device.
+  """
+  packed = bnb.names(files)
+  nf4.check(path, place.shape[1:])
+
+  def layer(name):
+    with safetensors.safe_open(files[name][0], "numpy") as f:
+      if name in packed:
+        node = bnb.read(name, f.get_tensor, place.theirs, dtype)
+      else:
+        node = nf4.quantise(jnp.asarray(f.get_tensor(name).T).astype(dtype))
+    return jax.tree.map(np.asarray, node)
+
+  depth = len(place.tensors)
+  if sharding is None:
+    stack = None
+    for i, name in enumerate(place.tensors):
+      node = layer(name)
+      if stack is None:
+        stack = jax.tree.map(lambda x: _aligned((depth, *x.shape), x.dtype), node)
+      for all_, x in zip(jax.tree.leaves(stack), jax.tree.leaves(node), strict=True):
+        all_[i] = x
+    return jax.device_put(stack, may_alias=True)
+  shapes = jax.eval_shape(
+    jax.vmap(lambda w: nf4.quantise(w, jnp.dtype(dtype))),
+    jax.ShapeDtypeStruct(place.shape, jnp.dtype(dtype)),
+  )
+  leaves, tree = jax.tree.flatten(shapes)
+  sharding = jax.tree.leaves(sharding)
+  pieces = [  # {index: this process's piece} of every leaf; no axis of layers is cut
+    {_key(index): None for index in s.addressable_devices_indices_map(x.shape).values()}
+    for x, s in zip(leaves, sharding, strict=True)
+  ]
+  for i, name in enumerate(place.tensors):
+    for found, x in zip(pieces, jax.tree.leaves(layer(name)), strict=True):
+      for key in found:
+        part = x[tuple(slice(*ends) for ends in key[1:])]
+        if found[key] is None:
+          found[key] = np.empty((depth, *part.shape), part.dtype)
+        found[key][i] = part
+  arrays = [
+    jax.make_array_from_callback(x.shape, s, lambda index, p=p: p[_key(index)])
+    for x, s, p in zip(leaves, sharding, pieces, strict=True)
+  ]
+  return jax.tree.unflatten(tree, arrays)
+
+
+def _layers(place, index) -> tuple[range, list[range]]:
+  """(layers, ranges of a layer's own axes) of an index of a leaf."""
+  ranges = [range(*s.indices(n)) for s, n in zip(index, place.shape, strict=True)]
+  return (ranges[0], ranges[1:]) if place.stacked else (range(1), ranges)
+
+
+def _from_pieces(shape, sharding, piece):
+  """An array of pieces, each read once also where several devices have it."""
+  found = {}
+
+  def get(index):
+    key = _key(index)
+    if key not in found:
+      found[key] = piece(index)
+    return found[key]
+
+  return jax.make_array_from_callback(shape, sharding, get)
+
+
+def _key(index):
+  return tuple((s.start, s.stop) for s in index)
+
+
+def _aligned(shape, dtype) -> np.ndarray:
+  """An uninitialised array on a 64-byte boundary, which XLA can take without a copy."""
+  size = int(np.prod(shape)) * dtype.itemsize
+  buffer = np.empty(size + 64, np.uint8)
+  start = -buffer.ctypes.data % 64
+  return buffer[start : start + size].view(dtype).reshape(shape)
