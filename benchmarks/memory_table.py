@@ -11,9 +11,9 @@ import sys
 
 from absl import app, flags
 
-from jaxpeft import memory
+from jaxpeft import memory, targets
 
-flags.DEFINE_string("target", "cpu", "A key of jaxpeft.memory.TARGETS.")
+flags.DEFINE_string("target", "cpu", "As in jaxpeft.targets.")
 flags.DEFINE_integer("tokens", 2048, "Tokens in the row.")
 flags.DEFINE_bool("all", False, "Also those over 16 bits, and full fine-tuning.")
 
@@ -50,7 +50,7 @@ def main(argv):
   if len(argv) > 1:
     sys.exit(f"unknown argument {argv[1]}")
   f = flags.FLAGS
-  memory.prepare(f.target)
+  targets.prepare(f.target)
   print(
     f"LLaMA2-7B shape, 1 x {f.tokens}, bfloat16, compiled for {f.target}: GB in all"
   )

@@ -11,6 +11,7 @@ _WHERE = {
   "model": "Model load shapes",
   "training": "gradients",
   "partitions": "combine partition trainable_mask",
+  "sharding": "mesh",
   "transformer": "ModelConfig Transformer",
   "zoo": "SHAPES",
 }

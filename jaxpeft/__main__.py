@@ -69,8 +69,9 @@ def export(args):
 def memory(args):
   """Compiles a run's training step, weights not read, and prints what it needs."""
   from jaxpeft import memory as planner
+  from jaxpeft import targets
 
-  planner.prepare(args.target)
+  targets.prepare(args.target)
   cli.config_flag()
   config = cli.parse(["memory", f"--config={args.config}", *args.rest]).config
   print(planner.plan(config, args.target))
@@ -119,7 +120,9 @@ def main():
   out.set_defaults(run=export)
   plan = commands.add_parser("memory", help=memory.__doc__)
   plan.add_argument("--config", required=True, help="a file in configs/")
-  plan.add_argument("--target", default="cpu", help="cpu, or h100 (none is needed)")
+  plan.add_argument(
+    "--target", default="cpu", help="cpu, h100, h100xN, v5e:4x4, ...; none is needed"
+  )
   plan.set_defaults(run=memory)
   many = commands.add_parser("compare", help=compare.__doc__)
   many.add_argument("--configs", required=True, help="files, with commas between them")

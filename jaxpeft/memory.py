@@ -5,11 +5,12 @@ the compiler's own plan of buffers. Not in it: the driver's context, workspaces 
 libraries, fragmentation.
 """
 
-import importlib.util
-import os
+import contextlib
+import math
 from typing import NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpeft import (
   adapters,
@@ -18,48 +19,20 @@ from jaxpeft import (
   optim,
   partitions,
   report,
+  sharding,
+  targets,
   tokens,
   training,
 )
 from jaxpeft.data import batches
-from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import is_node
-
-# Facts about a device that XLA:GPU plans with. Source: NVIDIA's H100 data sheet and
-# CUDA's table of compute capability 9.0.
-_H100 = dict(
-  gpu_device_info=dict(
-    threads_per_block_limit=1024,
-    threads_per_warp=32,
-    shared_memory_per_block=48 * 2**10,
-    shared_memory_per_core=228 * 2**10,
-    shared_memory_per_block_optin=227 * 2**10,
-    threads_per_core_limit=2048,
-    core_count=132,
-    fpus_per_core=128,
-    block_dim_limit_x=2**31 - 1,
-    block_dim_limit_y=2**16 - 1,
-    block_dim_limit_z=2**16 - 1,
-    memory_bandwidth=3_352_320_000_000,
-    l2_cache_size=50 * 2**20,
-    clock_rate_ghz=1.98,
-    device_memory_size=84_929_347_584,
-    cuda_compute_capability=dict(major=9),
-    registers_per_core_limit=2**16,
-    registers_per_block_limit=2**16,
-  ),
-  platform_name='"CUDA"',
-  dnn_version_info=dict(major=9, minor=7),
-  runtime_version=dict(major=13),
-  device_description_str='"NVIDIA H100 80GB HBM3"',
-)
-TARGETS = {"cpu": None, "h100": _H100}
 
 
 class Plan(NamedTuple):
   """Bytes of one training step, on one device."""
 
   target: str
+  devices: int
   base: int  # frozen weights that are not in 4 bits, and frozen factors
   quantised: int  # weights in 4 bits, their scales included
   trainable: int
@@ -69,22 +42,25 @@ class Plan(NamedTuple):
   total: int  # of all: the peak
 
   def __str__(self) -> str:
-    lines = [f"one training step, compiled for {self.target}:"]
-    for name, size in zip(self._fields[1:], self[1:], strict=True):
+    many = f", on each of {self.devices} devices" if self.devices > 1 else ""
+    lines = [f"one training step, compiled for {self.target}{many}:"]
+    for name, size in zip(self._fields[2:], self[2:], strict=True):
       lines.append(f"  {name:<12}{size / 1e6:>12,.1f} MB")
     return "\n".join(lines)
 
 
-def plan(config, target: str = "cpu") -> Plan:
-  """Compiles the training step of a config and reads the compiler's plan.
+def compile_step(config, target: str = "cpu"):
+  """(compiled training step, its arguments' shapes with their shardings, devices).
 
   Args:
-    config: of a run, as `train.py` takes it.
-    target: of `TARGETS`. For a CPU, bfloat16 is no guide: XLA:CPU keeps float32 copies.
+    config: of a run, as `train.py` takes it; its mesh is laid over the target.
+    target: see `targets`. For a CPU, bfloat16 is no guide: XLA:CPU keeps float32
+      copies.
   Raises:
-    InputError: an unknown target, or the wheels that compile for it are missing.
+    InputError: an unknown target, the mesh does not fit it, or the wheels that compile
+      for it are missing.
   """
-  placed = sharding(target)
+  devices = targets.devices(target)
   m, t = config.model, config.train
   net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
   rules = adapters.from_config(config.adapt)
@@ -100,14 +76,37 @@ def plan(config, target: str = "cpu") -> Plan:
   state, frozen = jax.eval_shape(start)
   empty = batches.to_arrays([[]] * t.batch_size, config.data.max_tokens)
   batch = training.split(empty, t.accumulate)
-
-  def place(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-
-  arguments = jax.tree.map(place, (state, frozen, batch))
+  sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
+  mesh = sharding.named(
+    sharding.fill(sizes, len(devices)), config.mesh.sequence, devices
+  )
+  trees = (state, frozen, batch)
+  if len(devices) == 1:
+    places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), trees)
+  else:
+    rows = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+    places = (
+      *(sharding.shardings(tree, mesh) for tree in trees[:2]),
+      jax.tree.map(lambda _: rows, batch),
+    )
+  arguments = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trees, places
+  )
   selection = tokens.Selection(**config.tokens)
   step = training.make_step(net, tx, t.neftune, config.seed, selection)
-  compiled = step.lower(*arguments).compile()
+  with jax.set_mesh(mesh) if len(devices) > 1 else contextlib.nullcontext():
+    rows = t.batch_size // t.accumulate
+    sharding.check(net.config, rows, config.data.max_tokens, bool(m.quantize))
+    lowered = step.lower(*arguments)
+  return lowered.compile(targets.compiler_options(target)), arguments, len(devices)
+
+
+def plan(config, target: str = "cpu") -> Plan:
+  """Compiles the training step of a config and reads the compiler's plan.
+
+  Args and errors as `compile_step` has them.
+  """
+  compiled, (state, frozen, batch), devices = compile_step(config, target)
   packed = [
     x
     for x in jax.tree.leaves(frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
@@ -115,6 +114,7 @@ def plan(config, target: str = "cpu") -> Plan:
   ]
   return Plan(
     target=target,
+    devices=devices,
     base=_bytes(frozen) - _bytes(packed),
     quantised=_bytes(packed),
     trainable=_bytes(state.trainable),
@@ -125,54 +125,9 @@ def plan(config, target: str = "cpu") -> Plan:
   )
 
 
-def prepare(target: str):
-  """Sets what must be set before JAX looks for devices, to compile without one."""
-  if TARGETS.get(target):
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-
-
-def can_compile_for(target: str) -> bool:
-  """Whether what compiles for a target is installed."""
-  wheels = ("jax_plugins.xla_cuda13", "jax_cuda13_plugin")
-  return not TARGETS.get(target) or all(map(_has, wheels))
-
-
-def _has(module: str) -> bool:
-  try:
-    return importlib.util.find_spec(module) is not None
-  except ImportError:
-    return False
-
-
-def sharding(target: str):
-  """Of everything on one device of the target, which need not be there."""
-  if target not in TARGETS:
-    raise unknown("target", target, TARGETS)
-  if not can_compile_for(target):
-    raise InputError(
-      f"to compile for {target} without one, install what does, of JAX's version: "
-      f"pip install --no-deps --target DIRECTORY jax-cuda13-plugin=={jax.__version__} "
-      f"jax-cuda13-pjrt=={jax.__version__}, and set PYTHONPATH=DIRECTORY for this"
-    )
-  if TARGETS[target] is None:
-    return jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-  from jax.experimental import topologies
-
-  topology = topologies.get_topology_desc(
-    platform="cuda", target_config=_text(TARGETS[target]), topology="1x1x1"
-  )
-  mesh = topologies.make_mesh(topology, (1,), ("device",))
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-
-def _text(fields: dict) -> str:
-  """A protocol buffer's text form."""
-  return " ".join(
-    f"{name} {{ {_text(x)} }}" if isinstance(x, dict) else f"{name}: {x}"
-    for name, x in fields.items()
-  )
-
-
 def _bytes(tree) -> int:
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  """On one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )

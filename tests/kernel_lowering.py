@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxpeft
-from jaxpeft import memory, nf4, nf4_products
+from jaxpeft import nf4, nf4_products, targets
 
 _CALL = re.compile(r"@triton_kernel_call")
 
@@ -114,7 +114,9 @@ def on_a_mesh():
 def compile():
   """With the barriers a step of QLoRA keeps no dequantised weight; without, all."""
   layers, width, rows = 8, 1024, 80  # rows: not from the codes
-  lora, placed = jaxpeft.LoRA(rank=8), memory.sharding("h100")
+  lora = jaxpeft.LoRA(rank=8)
+  mesh = jax.sharding.Mesh(np.array(targets.devices("h100")), ("device",))
+  placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
   def start():
     base = list(stack(layers, width, width))
@@ -151,7 +153,7 @@ def compile():
 
 
 if __name__ == "__main__":
-  memory.prepare("h100")
+  targets.prepare("h100")
   jax.config.update("jax_num_cpu_devices", 2)
   if sys.argv[1] == "lower":
     lower()

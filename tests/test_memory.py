@@ -6,7 +6,7 @@ import sys
 import aot
 import pytest
 
-from jaxpeft import config, memory
+from jaxpeft import config, memory, targets
 from jaxpeft.errors import InputError
 
 LINEARS = "layers_.*/(attn|mlp)/.*"
@@ -38,9 +38,9 @@ def test_arguments_are_exact_and_4_bits_are_fewer():
 
 
 def test_what_cannot_be_planned_is_refused(monkeypatch):
-  with pytest.raises(InputError, match=r"target.*h100"):
+  with pytest.raises(InputError, match=r"target.*h100.*v5e"):
     memory.plan(lora(), "tpu")
-  monkeypatch.setattr(memory, "_has", lambda module: False)
+  monkeypatch.setattr(targets, "_has", lambda module: False)
   with pytest.raises(InputError, match="jax-cuda13-pjrt"):
     memory.plan(lora(), "h100")
   c = lora()
@@ -49,13 +49,16 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
     memory.plan(c)
 
 
-def test_compiles_for_an_h100_without_one():
+@pytest.mark.parametrize(
+  ("target", "many"), [("h100", ":"), ("h100x2", ", on each of 2")]
+)
+def test_compiles_for_h100s_without_one(target, many):
   command = [sys.executable, "-m", "jaxpeft", "memory", "--config=configs/qlora.py"]
-  command += ["--target=h100", "--config.train.batch_size=2"]
+  command += [f"--target={target}", "--config.train.batch_size=2"]
   env = aot.environment("jax_cuda13_plugin", "jax_plugins.xla_cuda13")
   out = subprocess.run(command, capture_output=True, text=True, cwd=aot.ROOT, env=env)
   assert out.returncode == 0, out.stderr
-  assert "compiled for h100" in out.stdout
+  assert f"compiled for {target}{many}" in out.stdout
 
 
 @pytest.mark.slow
