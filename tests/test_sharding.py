@@ -93,7 +93,7 @@ def compare(transformer, params, mesh, selection=None):
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * largest)
 
 
-# Each pair of these choices once; all of them together are the slow test.
+# Each pair of these choices once; all of them together are exhaustive.
 SOME = [
   ("LoRA", None, 1.0, (8, 1, 1)),
   ("LoRA", "nf4", 0.25, (2, 2, 2)),
@@ -117,7 +117,7 @@ def test_a_mesh_trains_as_one_device(method, quantize, fraction, sizes):
   compare(*adapted(method, quantize), make_mesh(sizes), selection)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("method", "quantize", "fraction", "sizes"), ALL)
 def test_every_mesh_trains_as_one_device(method, quantize, fraction, sizes):
   selection = tokens.Selection(fraction)

@@ -31,7 +31,7 @@ def read(place, files, dtype: str, sharding=None):
 
   def piece(index):
     layers, inside = _layers(place, index)
-    out = np.empty([len(layers), *map(len, inside)], jnp.dtype(dtype))
+    out = _aligned((len(layers), *map(len, inside)), jnp.dtype(dtype))
     theirs = tuple(slice(x.start, x.stop) for x in inside)
     theirs = theirs[::-1] if place.transpose else theirs
     for i, layer in enumerate(layers):
@@ -90,10 +90,10 @@ def read_nf4(path: str, place, files, dtype: str, sharding=None):
       for key in found:
         part = x[tuple(slice(*ends) for ends in key[1:])]
         if found[key] is None:
-          found[key] = np.empty((depth, *part.shape), part.dtype)
+          found[key] = _aligned((depth, *part.shape), part.dtype)
         found[key][i] = part
   arrays = [
-    jax.make_array_from_callback(x.shape, s, lambda index, p=p: p[_key(index)])
+    _from_pieces(x.shape, s, lambda index, p=p: p[_key(index)])
     for x, s, p in zip(leaves, sharding, pieces, strict=True)
   ]
   return jax.tree.unflatten(tree, arrays)
@@ -107,15 +107,13 @@ def _layers(place, index) -> tuple[range, list[range]]:
 
 def _from_pieces(shape, sharding, piece):
   """An array of pieces, each read once also where several devices have it."""
-  found = {}
-
-  def get(index):
+  found, arrays = {}, []
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
     key = _key(index)
     if key not in found:
       found[key] = piece(index)
-    return found[key]
-
-  return jax.make_array_from_callback(shape, sharding, get)
+    arrays.append(jax.device_put(found[key], device, may_alias=True))
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _key(index):
