@@ -130,8 +130,9 @@ def _write_or_check(workdir, text, write):
       raise PermissionError("not writable")
   if file.exists():
     there, now = json.loads(file.read_text()), json.loads(text)
+    known = {key: x for key, x in _filled(there).items() if key in there or key in now}
     # Another mesh gives the same run.
-    changed = _changes(_filled(there) | dict(mesh=now.get("mesh")), now)
+    changed = _changes(known | dict(mesh=now.get("mesh")), now)
     if changed:
       raise InputError(
         f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 
 import jax
@@ -166,8 +167,10 @@ def end(e: BaseException):
   if _jax.global_state.client is None or isinstance(e, SystemExit):
     return
   if isinstance(e, InputError):
-    print(f"error: {e}", file=sys.stderr)
+    print(f"error: {e}", file=sys.stderr, flush=True)
     status = _BAD_INPUT
+    if is_main():  # it answers the others, who may still be asking what is wrong
+      time.sleep(2)
   else:
     traceback.print_exception(e)
     status = 130 if isinstance(e, KeyboardInterrupt) else CRASHED
