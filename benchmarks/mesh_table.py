@@ -1,8 +1,8 @@
 """What a training step needs on each device of a mesh, compiled without the devices.
 
-Two tables: large models on slices of TPUs and on several GPUs; and one model on 1 to 64
-chips with as many rows for each (weak scaling). FLOPs are XLA's count, which takes the
-body of a loop once: good for ratios between meshes, and for nothing else.
+Two tables: large models on slices of TPUs and on several GPUs; and one model on 1 to
+256 chips with as many rows for each (weak scaling). FLOPs are XLA's count, which takes
+the body of a loop once: good for ratios between meshes, and for nothing else.
 
   python benchmarks/mesh_table.py --target=v5e:4x4     (also h100x8, v5p:4x4x4)
   python benchmarks/mesh_table.py --scaling
@@ -10,7 +10,7 @@ body of a loop once: good for ratios between meshes, and for nothing else.
 
 from absl import app, flags
 
-from jaxpeft import config, memory, targets
+from jaxpeft import config, memory, plans, targets
 
 flags.DEFINE_string("target", "v5e:4x4", "Rows of the first table to compile.")
 flags.DEFINE_bool("scaling", False, "The second table.")
@@ -24,7 +24,7 @@ TABLE = [
   ("v5p:4x4x4", "llama2-70b", LORA, "nf4", 64, 4096, "layer",
    dict(tensor=4, sequence=True)),
 ]  # fmt: skip
-SCALING = ("v5e:2x2", "v5e:4x4", "v5e:8x8")
+SCALING = ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 
 
 def configure(shape, adapter, quantize, rows, tokens, remat, mesh):
@@ -45,19 +45,8 @@ def main(_):
   targets.prepare(target)  # before JAX looks for devices
   if f.scaling:
     print("LLaMA2-7B, QLoRA r=16, 2 rows of 2,048 tokens for each chip, fsdp")
-    print(
-      "target      chips  weights+state MB  temporaries MB  total MB  FLOPs, x first"
-    )
-    first = None
-    for target in SCALING:
-      count = len(targets.devices(target))
-      made = configure("llama2-7b", LORA, "nf4", 2 * count, 2048, "segments", {})
-      compiled, _, _ = memory.compile_step(made, target)
-      plan, cost = compiled.memory_analysis(), compiled.cost_analysis()["flops"]
-      first = first or cost
-      sizes = plan.argument_size_in_bytes, plan.temp_size_in_bytes
-      print(f"{target:<12}{count:>5}{sizes[0] / 1e6:>18,.0f}{sizes[1] / 1e6:>16,.0f}"
-            f"{sum(sizes) / 1e6:>10,.0f}{cost / first:>16.3f}", flush=True)  # fmt: skip
+    made = configure("llama2-7b", LORA, "nf4", 2, 2048, "segments", {})
+    print(plans.table(plans.of({"": made}, SCALING)))
     return
   for target, shape, adapter, quantize, rows, tokens, remat, mesh in TABLE:
     if target == f.target:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import os
+import pathlib
 import platform
 import sys
 
@@ -68,13 +69,29 @@ def export(args):
 
 def memory(args):
   """Compiles a run's training step, weights not read, and prints what it needs."""
-  from jaxpeft import memory as planner
-  from jaxpeft import targets
+  from jaxpeft import fits, plans, targets
 
-  targets.prepare(args.target)
-  cli.config_flag()
-  config = cli.parse(["memory", f"--config={args.config}", *args.rest]).config
-  print(planner.plan(config, args.target))
+  names = args.target.split(",")
+  for name in names:
+    targets.prepare(name)
+  configs = {
+    pathlib.Path(path).stem: cli.load_config(path, args.rest)
+    for path in args.config.split(",")
+  }
+  one = len(configs) == len(names) == 1
+  if args.fit and not one:
+    raise InputError("--fit is for one config and one target")
+  if args.fit:
+    budget, config = fits.parse_bytes(args.fit), next(iter(configs.values()))
+    size, plan = fits.largest(config, args.target, budget, args.over)
+    print(f"at most {size} {args.over} fit {args.fit}\n{plan}")
+    found = {f"{size} {args.over}": plan}
+  else:
+    found = plans.of(configs, names, lambda text: print(text, file=sys.stderr))
+    print(next(iter(found.values())) if one else plans.table(found))
+  if args.plot:
+    plans.plot(found, args.plot)
+    print(f"plot: {args.plot}")
 
 
 def compare(args):
@@ -119,10 +136,20 @@ def main():
   )
   out.set_defaults(run=export)
   plan = commands.add_parser("memory", help=memory.__doc__)
-  plan.add_argument("--config", required=True, help="a file in configs/")
   plan.add_argument(
-    "--target", default="cpu", help="cpu, h100, h100xN, v5e:4x4, ...; none is needed"
+    "--config", required=True, help="a file in configs/, or several: A,B is a table"
   )
+  plan.add_argument(
+    "--target",
+    default="cpu",
+    help="cpu, h100, a100-40gb, h100x8, v5e:4x4, ...; none is needed. Several: a "
+    "table, with as many rows of the batch for each device as on the first",
+  )
+  plan.add_argument("--fit", help="find what fits so much memory, e.g. 24GB")
+  plan.add_argument(
+    "--over", choices=("tokens", "rows"), default="tokens", help="--fit"
+  )
+  plan.add_argument("--plot", help="FILE.png: bars of the parts")
   plan.set_defaults(run=memory)
   many = commands.add_parser("compare", help=compare.__doc__)
   many.add_argument("--configs", required=True, help="files, with commas between them")

@@ -90,7 +90,7 @@ def _forward(scale, cap, q, kv, places):
     kvi, keys = _until(rows.stop, kv, places)
     parts.append(_loop(block, None, _of(rows, (q,), where), kvi)[1])
   out, lse = (jnp.concatenate(x, 3) for x in zip(*parts, strict=True))
-  out, lse = checkpoint_name(out, "product"), checkpoint_name(lse, "product")
+  out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
   return out, (q, kv, places, out, lse)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags
@@ -33,11 +34,17 @@ def one_clear_line():
     raise
 
 
-def config_flag():
+def config_flag(values=flags.FLAGS):
   """Declares --config, a file in configs/ whose keys --config.KEY overrides."""
-  config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/; --config.KEY=VALUE changes a key."
-  )
+  about = "A file of configs/; --config.KEY=VALUE changes a key."
+  config_flags.DEFINE_config_file("config", None, about, flag_values=values)
+
+
+def load_config(path: str, changes: list[str]):
+  """The config of a file, with `--config.KEY=VALUE` changed; errors as of `parse`."""
+  values = flags.FlagValues()
+  config_flag(values)
+  return parse(["", f"--config={path}", *changes], values).config
 
 
 def process_flags():
@@ -58,23 +65,20 @@ def join(parsed):
   distributed.initialize(parsed.coordinator, parsed.num_processes, parsed.process_id)
 
 
-def parse(argv: list[str]):
+def parse(argv: list[str], values=flags.FLAGS):
   """absl's flags from the command line.
 
   Raises:
     InputError: for an unknown flag or key, or a value of another type.
   """
-  app.define_help_flags()
+  if values is flags.FLAGS:
+    app.define_help_flags()
   try:
-    rest = flags.FLAGS(argv)
-  except KeyError as e:
-    raise InputError(
-      f"command line: the config has no key {e}; an option of an adapter or optimiser "
-      "that its config file does not name has to be added there first"
-    ) from e
+    rest = values(argv)
   except (
     flags.Error,
     AttributeError,
+    KeyError,
     TypeError,
     ValueError,
     OSError,
@@ -82,17 +86,23 @@ def parse(argv: list[str]):
     SyntaxError,
     NameError,
   ) as e:
+    key = re.fullmatch(r"""["']*([\w.]+)["']*""", _first_line(e))
+    if key and isinstance(e, KeyError | AttributeError):
+      raise InputError(
+        f"command line: the config has no key {key[1]!r}; an option of an adapter or "
+        "optimiser that its config file does not name has to be added there first"
+      ) from e
     raise InputError(f"command line: {_first_line(e)}") from e
-  if "config" in flags.FLAGS:
+  if "config" in values:
     try:  # a file that cannot be loaded fails when an attribute is asked for
-      getattr(flags.FLAGS.config, "is_locked", None)
+      getattr(values.config, "is_locked", None)
     except OSError as e:
-      name = flags.FLAGS["config"].config_filename
+      name = values["config"].config_filename
       reason = " ".join(str(e.__cause__ or e).split())
       raise InputError(f"cannot load --config={name}: {reason}") from e
   if len(rest) > 1:
     raise InputError(f"command line: unexpected {rest[1]!r}; options start with --")
-  return flags.FLAGS
+  return values
 
 
 def prepare_workdir(path: str, config) -> pathlib.Path:

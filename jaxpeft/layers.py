@@ -32,7 +32,21 @@ REMAT = {
   "layer": "its input",
   "layer_kv": "its input; of a constant stream its keys and values instead",
   "segments": "its input in every k-th layer only, k about the root of the depth",
+  "attention": "its input, and what comes out of attention and its four products",
+  "offload": "its input, in the host's memory (a CPU's is its own: there as layer)",
 }
+# Of those, what is kept by name beside the input; and instead of it, elsewhere.
+_KEEP = {
+  "products": ("product", "attention"),
+  "attention": ("attention",),
+  "layer_kv": ("constant_kv",),
+}
+_OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
+  names_which_can_be_saved=[],
+  names_which_can_be_offloaded=["hidden"],
+  offload_src="device",
+  offload_dst="pinned_host",
+)
 
 
 class Place(NamedTuple):
@@ -83,6 +97,7 @@ def run(
 
   def body(xs, item):
     w, window, kv = item
+    xs = checkpoint_name(xs, "hidden") if remat == "offload" else xs
     xs, new = layer(c, w, xs, places, window, kv and KV(*kv, outside), chunked)
     return xs, (new if keep_kv else None)
 
@@ -91,10 +106,11 @@ def run(
     body = again(body, policy=_all_but_gathered)
   if remat == "segments" and cache is None and not keep_kv:
     return _segments(again, body, xs, stack, windows), None
-  names = dict(products="product", layer_kv="constant_kv").get(remat)
-  if names:
-    policy = jax.checkpoint_policies.save_only_these_names(names)
+  if remat in _KEEP:
+    policy = jax.checkpoint_policies.save_only_these_names(*_KEEP[remat])
     body = again(body, policy=policy)
+  elif remat == "offload":
+    body = again(body, policy=_OFFLOAD)
   elif remat != "none":
     body = again(body)
   return lax.scan(body, xs, (stack, windows, cache and cache[:2]))
@@ -170,7 +186,7 @@ def _qkv(c, w, x, place: Place):
   attn, bias = w["attn"], w["bias"]
   q, k, v = (
     sharding.constrain(
-      heads(add_bias(linear(h, attn[n]), bias.get(n)), c.head_dim),
+      heads(add_bias(linear(h, attn[n], "attention"), bias.get(n)), c.head_dim),
       "batch", "heads", None, None,
     )
     for n in "qkv"
@@ -188,7 +204,7 @@ def _finish(c, w, x, q, where, parts, window, chunked: bool):
   grouped = q.reshape(b, c.kv_heads, -1, t, n)
   h = attend(grouped, where, parts, window, scale, c.attn_softcap)
   h = h.reshape(q.shape).swapaxes(1, 2).reshape(b, t, -1)
-  h = add_bias(linear(h, attn["o"]), bias.get("o"))
+  h = add_bias(linear(h, attn["o"], "attention"), bias.get("o"))
   x = x + (rms_norm(h, norm["attn_post"], c) if c.post_norms else h)
   x = sharding.constrain(x, "batch", "length", None)
 

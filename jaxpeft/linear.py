@@ -19,12 +19,12 @@ def is_node(w) -> bool:
   return hasattr(w, "matmul")
 
 
-def linear(x, w):
+def linear(x, w, name: str = "product"):
   """x [..., in] times the weight w [in, out], in x's dtype.
 
-  Named "product", for rematerialisation that keeps products (`layers.REMAT`).
+  Named, for rematerialisation that keeps some by name (`layers.REMAT`).
   """
-  return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), "product")
+  return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), name)
 
 
 @jax.custom_vjp

@@ -43,12 +43,25 @@ def of_tokens(to_logits, hidden, targets):
     targets: int[B, T].
   """
   vocab = jax.eval_shape(to_logits, hidden).shape[-1]
-  numbers = targets.size * vocab / sharding.cut("batch", "vocab")
   hidden = sharding.constrain(hidden, "batch", None, None)
   return chunks.over_tokens(
     lambda hidden, targets: _losses(to_logits(hidden), targets),
-    math.ceil(numbers / _NUMBERS), hidden, targets,
+    _least(targets.size * vocab / sharding.cut("batch", "vocab")), hidden, targets,
   )  # fmt: skip
+
+
+def chunk_bytes(rows: int, tokens: int, vocab: int) -> int:
+  """Of the logits that exist at a time, on one device."""
+  return (
+    4
+    * rows
+    * vocab
+    * math.ceil(tokens / chunks.pieces(tokens, _least(rows * tokens * vocab)))
+  )
+
+
+def _least(numbers: float) -> int:
+  return math.ceil(numbers / _NUMBERS)
 
 
 def _losses(logits, targets):

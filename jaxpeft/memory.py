@@ -7,13 +7,17 @@ libraries, fragmentation.
 
 import contextlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpeft import (
   adapters,
+  collectives,
+  losses,
   model,
   nf4,
   optim,
@@ -26,6 +30,7 @@ from jaxpeft import (
 )
 from jaxpeft.data import batches
 from jaxpeft.linear import is_node
+from jaxpeft.log import human
 
 
 class Plan(NamedTuple):
@@ -35,32 +40,66 @@ class Plan(NamedTuple):
   devices: int
   base: int  # frozen weights that are not in 4 bits, and frozen factors
   quantised: int  # weights in 4 bits, their scales included
+  scales: int  # of `quantised`
   trainable: int
   optimiser: int
   batch: int
   temporaries: int  # activations kept, gradients, logits, workspace: compiled
   total: int  # of all: the peak
+  traced: dict[str, int]  # parts of `temporaries`, see `count`; empty on many devices
+  collectives: list  # of `collectives.Collective`, in one step
+  flops: float | None  # XLA's count, a loop's body once; it has none for GPUs
+  weights: int  # numbers in the model, before it is adapted
+
+  def parts(self) -> dict[str, int]:
+    """What adds up to the total, but for alignment."""
+    names = "base", "quantised", "trainable", "optimiser", "batch", "temporaries"
+    return {name: getattr(self, name) for name in names}
 
   def __str__(self) -> str:
     many = f", on each of {self.devices} devices" if self.devices > 1 else ""
     lines = [f"one training step, compiled for {self.target}{many}:"]
-    for name, size in zip(self._fields[2:], self[2:], strict=True):
-      lines.append(f"  {name:<12}{size / 1e6:>12,.1f} MB")
+    lines += map(_line, (self.parts() | dict(total=self.total)).items())
+    if self.quantised:
+      lines[2] += f"  ({self.scales / 1e6:,.1f} MB of them scales)"
+    if self.traced:
+      rest = self.temporaries - sum(self.traced.values())
+      lines += ["of the temporaries, counted by tracing:"]
+      lines += map(_line, (self.traced | dict(rest=rest)).items())
+    if self.devices > 1:
+      lines += ["collectives of a step:"]
+      lines += [
+        f"  {x.kind:<20}{x.dtype:<6}{x.count:>6} x {x.bytes / 1e6:>11,.1f} MB in all"
+        for x in self.collectives
+      ] or ["  none"]
+    low, middle, high = (human(self.weights * n) for n in (12, 16, 18))
+    lines += [
+      f"rule of thumb: all {human(self.weights)}weights trained with Adam, without "
+      f"activations: {low}B (bfloat16 weights and gradients), {middle}B (float32), "
+      f"{high}B (mixed precision)"
+    ]
     return "\n".join(lines)
 
 
-def compile_step(config, target: str = "cpu"):
-  """(compiled training step, its arguments' shapes with their shardings, devices).
+def _line(part) -> str:
+  name, size = part
+  return f"  {name:<12}{size / 1e6:>12,.1f} MB"
 
-  Args:
-    config: of a run, as `train.py` takes it; its mesh is laid over the target.
-    target: see `targets`. For a CPU, bfloat16 is no guide: XLA:CPU keeps float32
-      copies.
-  Raises:
-    InputError: an unknown target, the mesh does not fit it, or the wheels that compile
-      for it are missing.
-  """
-  devices = targets.devices(target)
+
+class Described(NamedTuple):
+  """A training step of which only shapes exist."""
+
+  net: Any  # the model
+  step: Callable  # (state, frozen, batch) -> (state, metrics), as `training` has it
+  loss: Callable  # what it trains, see `training.make_loss`
+  selection: tokens.Selection
+  arguments: tuple  # (state, frozen, batch), with their shardings
+  weights: int  # numbers in the model, before it is adapted
+  mesh: Any
+
+
+def describe(config, devices) -> Described:
+  """The training step of a run's config, on devices that need not be there."""
   m, t = config.model, config.train
   net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
   rules = adapters.from_config(config.adapt)
@@ -74,6 +113,7 @@ def compile_step(config, target: str = "cpu"):
     return training.init_state(trainable, tx), frozen
 
   state, frozen = jax.eval_shape(start)
+  plain = jax.eval_shape(lambda: model.init(net, 0))
   empty = batches.to_arrays([[]] * t.batch_size, config.data.max_tokens)
   batch = training.split(empty, t.accumulate)
   sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
@@ -94,34 +134,80 @@ def compile_step(config, target: str = "cpu"):
   )
   selection = tokens.Selection(**config.tokens)
   step = training.make_step(net, tx, t.neftune, config.seed, selection)
-  with jax.set_mesh(mesh) if len(devices) > 1 else contextlib.nullcontext():
-    rows = t.batch_size // t.accumulate
-    sharding.check(net.config, rows, config.data.max_tokens, bool(m.quantize))
-    lowered = step.lower(*arguments)
-  return lowered.compile(targets.compiler_options(target)), arguments, len(devices)
+  loss = training.make_loss(net, t.neftune, selection)
+  weights = sum(x.size for x in jax.tree.leaves(plain))
+  return Described(net, step, loss, selection, arguments, weights, mesh)
 
 
 def plan(config, target: str = "cpu") -> Plan:
   """Compiles the training step of a config and reads the compiler's plan.
 
-  Args and errors as `compile_step` has them.
+  Args:
+    config: of a run, as `train.py` takes it; its mesh is laid over the target.
+    target: see `targets`. For a CPU, bfloat16 is no guide: XLA:CPU keeps float32
+      copies.
+  Raises:
+    InputError: an unknown target, the mesh does not fit it, or the wheels that compile
+      for it are missing.
   """
-  compiled, (state, frozen, batch), devices = compile_step(config, target)
-  packed = [
-    x
-    for x in jax.tree.leaves(frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
-    if is_node(x)
-  ]
+  devices = targets.devices(target)
+  many, t = len(devices) > 1, config.train
+  described = describe(config, devices)
+  with jax.set_mesh(described.mesh) if many else contextlib.nullcontext():
+    rows, length = t.batch_size // t.accumulate, config.data.max_tokens
+    sharding.check(described.net.config, rows, length, bool(config.model.quantize))
+    lowered = described.step.lower(*described.arguments)
+  compiled = lowered.compile(targets.compiler_options(target))
+  state, frozen, batch = described.arguments
+  leaves = jax.tree.leaves(frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
+  packed = [x for x in leaves if is_node(x)]
   return Plan(
     target=target,
-    devices=devices,
+    devices=len(devices),
     base=_bytes(frozen) - _bytes(packed),
     quantised=_bytes(packed),
+    scales=_bytes(packed) - _bytes([x.codes for x in packed]),
     trainable=_bytes(state.trainable),
     optimiser=_bytes(state.opt),
     batch=_bytes(batch),
     temporaries=compiled.memory_analysis().temp_size_in_bytes,
     total=report.planned_bytes(compiled),
+    traced={} if many else count(described),
+    collectives=collectives.of(compiled.as_text()) if many else [],
+    flops=(compiled.cost_analysis() or {}).get("flops"),
+    weights=described.weights,
+  )
+
+
+def count(described: Described) -> dict[str, int]:
+  """Bytes of what a step holds for a while, by tracing it: no compiler is asked.
+
+  "activations" are what its forward pass hands to its backward pass in the device's
+  memory, and "logits" those of the largest chunk. Gradients are float32, as all that
+  is trained.
+  """
+  state, frozen, batch = described.arguments
+  micro = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in batch.items()}
+  micro["key"] = jax.eval_shape(lambda: jax.random.key(0))
+
+  def kept(trainable, frozen, batch):
+    return jax.vjp(lambda x: described.loss(x, frozen, batch), trainable, has_aux=True)[
+      1
+    ]
+
+  jaxpr = jax.make_jaxpr(kept)(state.trainable, frozen, micro).jaxpr
+  given = {*jaxpr.invars, *jaxpr.constvars}
+  new = {x for x in jaxpr.outvars if not isinstance(x, Literal) and x not in given}
+  rows, length = micro["tokens"].shape
+  length = described.selection.count(length)
+  return dict(
+    gradients=_bytes(state.trainable),
+    activations=sum(
+      x.aval.size * x.aval.dtype.itemsize
+      for x in new
+      if x.aval.memory_space != jax.memory.Space.Host
+    ),
+    logits=losses.chunk_bytes(rows, length, described.net.config.vocab_size),
   )
 
 

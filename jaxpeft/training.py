@@ -65,6 +65,31 @@ def _stream(batch) -> Stream:
   return Stream(batch["tokens"], where, batch.get("noise"))
 
 
+def make_loss(transformer, neftune: float = 0.0, selection=None):
+  """loss(trainable, frozen, batch) -> (summed loss, supervised tokens), to train on.
+
+  The batch has no axis of microbatches, and a "key" if anything is left to chance.
+  Args as `make_step` has them.
+  """
+  selection = selection or tokens.Selection()
+
+  def loss_fn(trainable, frozen, batch):
+    params = partitions.combine(trainable, frozen)
+    batch = dict(batch)
+    key = batch.pop("key", None)
+    if neftune:
+      shape = (*batch["tokens"].shape, transformer.config.width)
+      size = neftune / math.sqrt(shape[1] * shape[2])
+      batch["noise"] = size * jax.random.uniform(key, shape, minval=-1.0)
+    if selection.fraction == 1:
+      return loss_sum(transformer, params, batch)
+    own_losses = functools.partial(token_losses, transformer, params, batch)
+    parts = tokens.split(selection, jax.random.fold_in(key, 1), batch, own_losses)
+    return loss_sum(transformer, params, *parts)
+
+  return loss_fn
+
+
 def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=None):
   """step(state, frozen, batch) -> (state, metrics), jitted, donating the state.
 
@@ -83,26 +108,12 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
     seed: of that noise and of the choice of tokens, together with the step.
     selection: `tokens.Selection` of those that carry gradient; None is all.
   """
-  selection = selection or tokens.Selection()
-
-  def loss_fn(trainable, frozen, batch):
-    params = partitions.combine(trainable, frozen)
-    batch = dict(batch)
-    key = batch.pop("key", None)
-    if neftune:
-      shape = (*batch["tokens"].shape, transformer.config.width)
-      size = neftune / math.sqrt(shape[1] * shape[2])
-      batch["noise"] = size * jax.random.uniform(key, shape, minval=-1.0)
-    if selection.fraction == 1:
-      return loss_sum(transformer, params, batch)
-    own_losses = functools.partial(token_losses, transformer, params, batch)
-    parts = tokens.split(selection, jax.random.fold_in(key, 1), batch, own_losses)
-    return loss_sum(transformer, params, *parts)
-
+  loss_fn = make_loss(transformer, neftune, selection)
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  chance = neftune or (selection and selection.fraction < 1)
 
   def step(state, frozen, batch):
-    if neftune or selection.fraction < 1:
+    if chance:
       key = jax.random.fold_in(jax.random.key(seed), state.step)
       batch = batch | dict(key=jax.random.split(key, len(batch["tokens"])))
     (loss, count), grads = _accumulate(grad_fn, state.trainable, frozen, batch)

@@ -95,7 +95,7 @@ def test_groups_of_layers_give_the_same_logits(name, groups, tmp_path):
   np.testing.assert_allclose(several(x), one, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["products", "layer"])
+@pytest.mark.parametrize("remat", ["products", "layer", "attention", "offload"])
 def test_remat_changes_no_gradient(remat):
   model = jaxpeft.load("embedded", dtype="float32")
   x = jnp.asarray(tokens((2, 16)))
