@@ -1,6 +1,7 @@
 """Optimisers by name, with schedule and clipping, for the trainable partition."""
 
 import inspect
+import math
 import re
 
 import jax
@@ -66,8 +67,10 @@ def make(
     precondition: "" or "scaled_gd", what is done to gradients before clipping.
 
   Raises:
-    InputError: an optimiser that Optax does not have, or an option that it does not.
+    InputError: an optimiser that Optax does not have, or an option that it does not; a
+      number that would train nothing, or uphill.
   """
+  _check(lr=lr, final_lr=final_lr, clip_norm=clip_norm, weight_decay=weight_decay)
   factory = _factories().get(name)
   if factory is None:
     raise unknown("optimiser in optim.name", name, _factories())
@@ -94,6 +97,16 @@ def make(
   if precondition not in _PRECONDITION:
     raise unknown("optim.precondition", precondition, _PRECONDITION)
   return optax.chain(*_PRECONDITION[precondition](), *clip, tx), rate
+
+
+def _check(lr, **others):
+  """Refuses a rate that is not above 0, and others below it; NaN is neither."""
+  if not 0 < lr < math.inf:
+    raise InputError(f"optim.lr {lr} is not above 0 and finite")
+  for name, value in others.items():
+    # Clipping to a norm below 0 would turn the gradient around.
+    if not 0 <= value < math.inf:
+      raise InputError(f"optim.{name} {value} is not at least 0 and finite")
 
 
 def _by_group(make_one, groups):

@@ -72,6 +72,13 @@ def test_groups_that_do_not_fit_are_refused(groups, message):
     optim.make(10, **options(groups=groups))[0].init(theta)
 
 
+@pytest.mark.parametrize("name", ["lr", "final_lr", "clip_norm", "weight_decay"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_numbers_that_train_uphill_or_nothing_are_refused(name, value):
+  with pytest.raises(InputError, match=rf"optim\.{name} {value} is not"):
+    optim.make(10, **options(**{name: value}))
+
+
 def test_scaled_gd_is_the_formula_of_the_published_code():
   rng = np.random.default_rng(0)
   theta = dict(a=rng.normal(size=(3, 8, 2)), b=rng.normal(size=(3, 2, 6)))
