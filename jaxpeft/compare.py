@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import runpy
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,9 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
   Raises:
     InputError: bad arguments, or a run that failed.
   """
-  if seeds < 1 or not times or min(times) <= 0:
+  if not configs:
+    raise InputError("--configs names no file")
+  if seeds < 1 or not times or not all(0 < x < math.inf for x in times):
     raise InputError(f"--seeds {seeds} and --times {times} must be positive")
   fixed = [
     word for word in extra if word.startswith(("--config.optim.lr", "--config.seed"))
@@ -148,14 +151,14 @@ def _run(path: str, folder: pathlib.Path, lr: float, seed: int, extra: list) -> 
   workdir = folder / f"lr{lr:.6g}-seed{seed}"
   command = [sys.executable, TRAIN, f"--config={path}", f"--workdir={workdir}"]
   command += [f"--config.optim.lr={lr!r}", f"--config.seed={seed}", *extra]
-  got = subprocess.run(command, stdout=subprocess.DEVNULL)
+  status = _wait(command)
   lines = log.read(workdir / "metrics.jsonl")
-  if got.returncode and any("not_finite" in line for line in lines):
+  if status and any("not_finite" in line for line in lines):
     return dict(lr=lr, seed=seed, eval_loss=None, diverged=True, workdir=str(workdir))
-  if got.returncode:
+  if status:
     raise InputError(
-      f"{workdir} ended with status {got.returncode}; its message is above. Run the "
-      "same command to go on"
+      f"{workdir} ended with status {status}; its message is above. Run the same "
+      "command to go on"
     )
   speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
   speed = statistics.median(speeds) if speeds else 0.0
@@ -167,6 +170,24 @@ def _run(path: str, folder: pathlib.Path, lr: float, seed: int, extra: list) -> 
   drop = ("samples", "base_samples", "prompts")
   kept = {k: x for k, x in final.items() if k not in drop}
   return kept | dict(lr=lr, seed=seed, tokens_per_s=speed, workdir=str(workdir))
+
+
+def _wait(command: list) -> int:
+  """The exit status of a run, which Ctrl-C and SIGTERM let save before it ends.
+
+  `subprocess.run` would kill it a quarter of a second after Ctrl-C, and SIGTERM would
+  leave it training on alone.
+  """
+  with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    old = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+      return process.wait()
+    except KeyboardInterrupt:
+      process.terminate()
+      process.wait()
+      raise
+    finally:
+      signal.signal(signal.SIGTERM, old)
 
 
 def _held_out(run: dict) -> float:

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -94,6 +96,46 @@ sys.exit(2 if lr > 0.05 else 0)
     compare.compare([config], 1, [10.0], tmp_path / "two", [])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_run_saves_before_a_comparison_ends(number, tmp_path):
+  # A stand-in for train.py: asked to end, it takes a second to save.
+  (tmp_path / "train.py").write_text("""
+import pathlib, signal, time
+stop = []
+for number in (signal.SIGTERM, signal.SIGINT):
+  signal.signal(number, lambda *_: stop.append(1))
+here = pathlib.Path(__file__).parent
+(here / "started").touch()
+while not stop:
+  time.sleep(0.05)
+time.sleep(1)
+(here / "saved").touch()
+raise SystemExit(143)
+""")
+  (tmp_path / "main.py").write_text(f"""
+import pathlib
+from jaxpeft import cli, compare
+compare.TRAIN = pathlib.Path({str(tmp_path / "train.py")!r})
+with cli.one_clear_line():
+  compare.compare([{str(ROOT / "configs" / "lora.py")!r}], 1, [1.0], "out", [])
+""")
+  process = subprocess.Popen(
+    [sys.executable, "main.py"],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not (tmp_path / "started").exists():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  process.send_signal(number)
+  _, said = process.communicate()
+  assert (tmp_path / "saved").exists()
+  assert process.returncode == (130 if number == signal.SIGINT else 2), said
+  assert "run the same command to go on" in said.lower()
+
+
 @pytest.mark.parametrize(
   ("configs", "seeds", "times", "message"),
   [
@@ -101,6 +143,8 @@ sys.exit(2 if lr > 0.05 else 0)
     (["a/x.py", "b/x.py"], 1, [1.0], "same name"),
     (["configs/lora.py"], 0, [1.0], "must be positive"),
     (["configs/lora.py"], 1, [0.0], "must be positive"),
+    (["configs/lora.py"], 1, [float("nan")], "must be positive"),
+    ([], 1, [1.0], "names no file"),
   ],
 )
 def test_bad_comparisons_are_refused(configs, seeds, times, message, tmp_path):
