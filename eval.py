@@ -44,6 +44,7 @@ def main(argv):
 
   from jaxpeft import build, distributed, evaluate, log, sample, sharding, training
 
+  build.check_options(config)
   build.enter_mesh(sharding.mesh(tensor=parsed.tensor))
   model = build.load_run(parsed.ckpt, config)
   held_out, problems, summary = build.held_out(config, model.tokenizer)

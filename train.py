@@ -54,6 +54,7 @@ def main(argv):
   sampling = sample.Sampling(e.temperature, e.top_k, e.top_p)
   selection = tokens.Selection(**config.tokens)
   tx, rate = optim.make(t.steps, **config.optim)
+  build.check_options(config)  # reading a real model takes minutes
   build.enter_mesh(sharding.mesh(**config.mesh))
   base = build.base(config)
   build.check(config, base, tx)
@@ -161,10 +162,11 @@ def main(argv):
       if metrics["bad_step"] >= 0:
         store.close()
         logs.write(step, not_finite=metrics["bad_step"])
+        good = "none yet" if store.latest is None else f"of step {store.latest}"
         raise InputError(
           f"the loss or its gradient is not finite at step {metrics['bad_step']:.0f}; "
-          f"the last good checkpoint in {workdir} is of step {store.latest}. Lower "
-          f"optim.lr ({config.optim.lr}) and start in another --workdir"
+          f"the last good checkpoint in {workdir} is {good}. Lower optim.lr "
+          f"({config.optim.lr}) and start in another --workdir"
         )
     if logged:
       lr, loss = float(rate(step - 1)), metrics["loss"]

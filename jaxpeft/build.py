@@ -30,6 +30,7 @@ _LEAST = (
   ("train", "save_every", 0),
   ("train", "patience", 0),
   ("train", "neftune", 0),
+  ("data", "limit", 1),
   ("data", "max_tokens", 2),
   ("eval", "limit", 0),
   ("eval", "loss_limit", 0),
@@ -71,6 +72,25 @@ def base(config) -> model.Model:
   return model.load(**config.model, seed=config.seed)
 
 
+def check_options(config):
+  """Refuses what is wrong whatever the model is, before one is read.
+
+  Raises:
+    InputError: counts below their least, no or unknown adapters, options that they do
+      not have, an unknown task or answer rule.
+  """
+  for section, name, least in _LEAST:
+    value = config[section][name]
+    if value is not None and not value >= least:  # so is NaN
+      raise InputError(f"{section}.{name} {value} is below {least}")
+  if not adapters.from_config(config.adapt):
+    raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
+  if config.eval.task:
+    known = tasks.get(config.eval.task).RULES
+    if config.eval.answer not in known:
+      raise unknown("answer rule in eval.answer", config.eval.answer, known)
+
+
 def check(config, base_model: model.Model, tx=None):
   """Refuses, before anything is written, what would only fail later.
 
@@ -80,27 +100,19 @@ def check(config, base_model: model.Model, tx=None):
     tx: its gradient transformation, which may not fit what the adapters train.
 
   Raises:
-    InputError: adapters that do not fit the model, or an unknown task or answer rule.
+    InputError: adapters that do not fit the model; see `check_options`, too.
   """
+  check_options(config)
   sharding.check(
     base_model.config,
-    config.train.batch_size // max(1, config.train.accumulate),
+    config.train.batch_size // config.train.accumulate,
     config.data.max_tokens,
     bool(config.model.quantize),
   )
-  for section, name, least in _LEAST:
-    if config[section][name] < least:
-      raise InputError(f"{section}.{name} {config[section][name]} is below {least}")
   rules = adapters.from_config(config.adapt)
-  if not rules:
-    raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
   adapters.match(base_model.params, rules)
   if tx is not None:
     jax.eval_shape(lambda p: _trainable_state(p, rules, tx), base_model.params)
-  if config.eval.task:
-    known = tasks.get(config.eval.task).RULES
-    if config.eval.answer not in known:
-      raise unknown("answer rule in eval.answer", config.eval.answer, known)
 
 
 def _trainable_state(params, rules, tx):

@@ -36,8 +36,8 @@ class Sampling:
   top_p: float = 1.0
 
   def __post_init__(self):
-    if self.temperature < 0:
-      raise InputError(f"temperature {self.temperature} is negative")
+    if not self.temperature >= 0:  # so is NaN
+      raise InputError(f"temperature {self.temperature} is not at least 0")
     if self.top_k < 0:
       raise InputError(f"top_k {self.top_k} is negative; 0 is off")
     if not 0 < self.top_p <= 1:
