@@ -83,6 +83,8 @@ def check_options(config):
     value = config[section][name]
     if value is not None and not value >= least:  # so is NaN
       raise InputError(f"{section}.{name} {value} is below {least}")
+  if not 0 <= config.seed < 2**32:
+    raise InputError(f"seed {config.seed} is not from 0 to 2**32 - 1")
   if not adapters.from_config(config.adapt):
     raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
   if config.eval.task:

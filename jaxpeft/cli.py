@@ -86,10 +86,12 @@ def parse(argv: list[str], values=flags.FLAGS):
     SyntaxError,
     NameError,
   ) as e:
-    key = re.fullmatch(r"""["']*([\w.]+)["']*""", _first_line(e))
-    if key and isinstance(e, KeyError | AttributeError):
+    # ml_collections wraps the KeyError of an unknown key in an AttributeError.
+    key = next((x for x in (e, *e.args) if isinstance(x, KeyError)), None)
+    if key is not None:
+      known = str(key.args[0]).replace("\n", ". ")
       raise InputError(
-        f"command line: the config has no key {key[1]!r}; an option of an adapter or "
+        f"command line: the config has no key {known}; an option of an adapter or "
         "optimiser that its config file does not name has to be added there first"
       ) from e
     raise InputError(f"command line: {_first_line(e)}") from e

@@ -135,7 +135,8 @@ def layer_groups(groups: tuple[int, ...], depth: int) -> tuple[int, ...]:
     ValueError: if the groups do not sum to the depth.
   """
   groups = tuple(groups) or (depth,)
-  if sum(groups) != depth or min(groups) < 1:
+  whole = all(isinstance(n, int) and n > 0 for n in groups)
+  if not whole or sum(groups) != depth:
     raise ValueError(f"groups {groups} must be positive and sum to depth {depth}")
   return groups
 

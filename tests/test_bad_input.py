@@ -13,7 +13,7 @@ BAD_ROW = '{"prompt": "a", "completion": "b"}\n{"prompt": '
 CASES = {  # what is typed after the script, and what the line must say
   "no config": (["train.py"], "Give --config"),
   "missing config": (["train.py", "--config=configs/nothing.py"], "nothing.py"),
-  "wrong key": (["train.py", C, "--config.optim.lrr=1"], "lrr"),
+  "wrong key": (["train.py", C, "--config.optim.lrr=1"], "no key 'lrr'. Did you"),
   "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
   "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
   "stray word": (["train.py", C, "steps=3"], "steps=3"),
@@ -22,6 +22,8 @@ CASES = {  # what is typed after the script, and what the line must say
   "wrong dtype": (["train.py", C, "--config.model.dtype=float8"], "model.dtype"),
   "wrong shape name": (["train.py", C, "--config.model.source=init:huge"], "huge"),
   "groups": (["train.py", C, "--config.model.groups=(3,2)"], "sum to depth 4"),
+  "groups of words": (["train.py", C, "--config.model.groups=abc"], "sum to depth 4"),
+  "seed": (["train.py", C, "--config.seed=-1"], "seed -1"),
   "no factors": (["train.py", C, "--config.optim.precondition=scaled_gd"], "low-rank"),
   "noise": (["train.py", C, "--config.train.neftune=-1"], "train.neftune"),
   "no number": (["train.py", C, "--config.train.neftune=nan"], "train.neftune"),
@@ -49,7 +51,10 @@ CASES = {  # what is typed after the script, and what the line must say
   "adapter option": (["train.py", "--config={tmp}/option.py"], "option of LoRA"),
   "typo in a file": (["train.py", "--config={tmp}/typo.py"], "stepz"),
   "option type": (["train.py", "--config={tmp}/type.py"], "of type int"),
-  "key of an adapter": (["train.py", C, "--config.adapt.main.gate=True"], "gate"),
+  "key of an adapter": (
+    ["train.py", C, "--config.adapt.main.gate=True"],
+    "added there",
+  ),
   "no steps": (["train.py", C, "--config.train.steps=0"], "train.steps 0"),
   "not a problem": (
     ["train.py", C, "--config.data.eval={tmp}/good.jsonl"],
