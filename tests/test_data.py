@@ -114,6 +114,14 @@ def test_masks_equal_transformers(tok, tmp_path):
   assert [int(x) for x in learn] == want["assistant_masks"]
 
 
+def test_token_0_may_end_a_text(tmp_path):
+  for file in assets.TINY.iterdir():
+    if file.name in tokenizer.FILES:
+      (tmp_path / file.name).write_bytes(file.read_bytes())
+  (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+  assert 0 in tokenizer.load(tmp_path).eos_ids
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tok):
   source = "{{ messages | length }}" + CHATML
   with pytest.raises(jaxpeft.InputError, match="rewrites what comes before message"):

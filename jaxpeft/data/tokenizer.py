@@ -92,8 +92,8 @@ def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
     if k.endswith("_token") and isinstance(v, str | dict)
   }
   ids = {k: core.token_to_id(v) for k, v in special.items()}
-  more = generation.get("eos_token_id") or ()
-  more = (more,) if isinstance(more, int) else tuple(more)
+  more = generation.get("eos_token_id")
+  more = (more,) if isinstance(more, int) else tuple(more or ())  # 0 is an id
   ends = [i for i in (ids.get("eos_token"), *eos_ids, *more) if i is not None]
   source = files.get("chat_template.jinja")
   source = source.decode() if source else config.get("chat_template")
