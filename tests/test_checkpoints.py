@@ -145,6 +145,20 @@ def test_damaged_safetensors_are_an_error(tmp_path, damage):
     jaxpeft.load(str(tmp_path))
 
 
+def test_weights_that_lie_twice_on_the_hub_are_fetched_once(tmp_path, monkeypatch):
+  hub = pytest.importorskip("huggingface_hub")
+  fetched = []
+
+  def fetch(source, **patterns):
+    found = ["model.safetensors", "consolidated.safetensors", "tokenizer.json", "x.bin"]
+    fetched.extend(hub.utils.filter_repo_objects(found, **patterns))
+    return tmp_path
+
+  monkeypatch.setattr(hub, "snapshot_download", fetch)
+  hf.find("org/name")
+  assert fetched == ["model.safetensors", "tokenizer.json"]
+
+
 def test_pickled_weights_are_not_read(tmp_path):
   save("llama", tmp_path)
   (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")

@@ -25,6 +25,8 @@ from jaxpeft.model_config import ModelConfig
 from jaxpeft.transformer import Transformer, layer_groups
 
 _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
+# The same weights under their authors' names, e.g. Mistral's: twice the download.
+_OTHER_COPIES = ["consolidated*.safetensors", "original/*"]
 _SHARD_BYTES = 5 * 10**9
 
 
@@ -48,7 +50,9 @@ def find(source: str) -> pathlib.Path:
     ) from e
   patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
   try:  # snapshot_download shows its own progress and honours HF_HUB_OFFLINE
-    folder = huggingface_hub.snapshot_download(source, allow_patterns=patterns)
+    folder = huggingface_hub.snapshot_download(
+      source, allow_patterns=patterns, ignore_patterns=_OTHER_COPIES
+    )
     return pathlib.Path(folder)
   except Exception as e:
     reason = str(e).strip().split("\n")[0]
