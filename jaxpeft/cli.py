@@ -170,8 +170,10 @@ def read_config(workdir) -> config_dict.ConfigDict:
   path = pathlib.Path(workdir) / "config.json"
   try:
     values = json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError) as e:
+  except (OSError, ValueError) as e:  # no JSON, or no text
     raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
+  if not isinstance(values, dict):
+    raise InputError(f"{workdir} is no run: {path} holds no JSON object")
   return config_dict.ConfigDict(_filled(values), convert_dict=True).lock()
 
 

@@ -74,6 +74,8 @@ CASES = {  # what is typed after the script, and what the line must say
   "other run": (["train.py", C, "--workdir={tmp}/run"], "another config"),
   "no ckpt": (["eval.py"], "Give --ckpt"),
   "not a run": (["eval.py", "--ckpt={tmp}"], "is no run"),
+  "no object": (["eval.py", "--ckpt={tmp}/list"], "holds no JSON object"),
+  "no text": (["eval.py", "--ckpt={tmp}/bytes"], "is no run"),
   "not finished": (["eval.py", "--ckpt={tmp}/run"], "not finished"),
   "least": (["eval.py", "--ckpt={tmp}/run", "--limit=-1"], "eval.limit -1"),
   "no out dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}/x/y.json"], "/x"),
@@ -109,6 +111,9 @@ def tmp(tmp_path_factory):
   c = config.base()
   c.adapt.main = dict(name="LoRA", match=".*/q")
   cli.prepare_workdir(str(tmp / "run"), c)
+  for name, data in (("list", b"[]"), ("bytes", b"\xff\xfe")):
+    (tmp / name).mkdir()
+    (tmp / name / "config.json").write_bytes(data)
   (tmp / "model").mkdir()
   for file in assets.TINY.iterdir():
     (tmp / "model" / file.name).write_bytes(file.read_bytes()[:100_000])
