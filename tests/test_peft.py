@@ -474,6 +474,20 @@ def test_own_format_is_as_small_as_theta_and_knows_its_base(adapter, model, tmp_
       jaxpeft.load_adapter(model.params, tmp_path / "two")
 
 
+def test_parity_compiles_a_model_once_for_rows_of_any_length(model):
+  from jaxpeft import model as models
+  from jaxpeft import parity
+
+  rows = [TOKENS[0][:n] for n in (3, 7, 5)]
+  other = jax.tree.map(lambda x: x + 0.01, model.params)
+  other = model.replace(params=other)
+  before = models._logits._cache_size()
+  found = parity.compare(model, other, rows)
+  assert models._logits._cache_size() <= before + 1  # both have the same shapes
+  alone = [parity.compare(model, other, [row]).difference for row in rows]
+  assert found.difference == pytest.approx(max(alone), rel=1e-4)
+
+
 def test_export_measures_its_parity_and_refuses_what_differs(tmp_path, capsys):
   from jaxpeft import parity
 
