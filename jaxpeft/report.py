@@ -38,7 +38,7 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
   return (
     f"model {config.model.source}"
     f"{f' ({toy})' if config.model.source == 'embedded' else ''}: "
-    f"{human(size.total)}numbers stored\n"
+    f"{human(size.total).strip()} numbers stored\n"
     f"method {methods}: {size.trainable:,} trainable = "
     f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B{chosen}\n"
     f"step compiled in {compile_s:.1f} s, needs {human(planned_bytes(compiled))}B; "

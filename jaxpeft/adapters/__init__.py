@@ -171,9 +171,9 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
     )
   leaves = nodes(params)
   layers = sum(leaves[p].shape[0] if is_stacked(p) else 1 for p in found)
-  # Only what takes long is shown: a truncated or exact SVD of a real model.
+  # Only what takes long is shown, and on a terminal: an SVD of a real model.
   with tqdm.tqdm(
-    total=layers, desc="adapt", unit="weight", delay=3, leave=False
+    total=layers, desc="adapt", unit="weight", delay=3, leave=False, disable=None
   ) as bar:
 
     def replace(path, leaf):
