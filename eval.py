@@ -41,6 +41,8 @@ def main(argv):
   out = pathlib.Path(parsed.out) if parsed.out else None
   if out and not out.parent.is_dir():
     raise InputError(f"--out={out}: there is no directory {out.parent}")
+  if out and out.is_dir():
+    raise InputError(f"--out={out} is a directory; name a file")
 
   from jaxpeft import build, distributed, evaluate, log, sample, sharding, training
 

@@ -178,8 +178,14 @@ def read_config(workdir) -> config_dict.ConfigDict:
 
 
 def _filled(values: dict) -> dict:
-  """A saved config, with the defaults of sections that are newer than it."""
-  return to_json(base_config.base()) | values
+  """A saved config, with the defaults of keys and sections that are newer than it."""
+  return _over(to_json(base_config.base()), values)
+
+
+def _over(old, new):
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return new
+  return old | {key: _over(old.get(key), x) for key, x in new.items()}
 
 
 def to_json(config) -> dict:

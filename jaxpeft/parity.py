@@ -68,8 +68,10 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
     raise InputError(f"{directory} is not empty; choose another --out")
   if dtype and format != "hf":
     raise InputError(f"--dtype is of merged weights, not of format {format}")
-  if rank and format != "peft":
+  if rank is not None and format != "peft":
     raise InputError(f"--rank is of a LoRA, not of format {format}")
+  if rank is not None and rank < 1:
+    raise InputError(f"--rank {rank} is below 1")
   config = cli.read_config(workdir)
   base = build.base(config)
   tuned = build.load_run(workdir, config, base)

@@ -1,5 +1,6 @@
 """Bad input: one clear line, exit status 2, nothing written."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -78,6 +79,19 @@ CASES = {  # what is typed after the script, and what the line must say
   "no text": (["eval.py", "--ckpt={tmp}/bytes"], "is no run"),
   "not finished": (["eval.py", "--ckpt={tmp}/run"], "not finished"),
   "least": (["eval.py", "--ckpt={tmp}/run", "--limit=-1"], "eval.limit -1"),
+  "out is a dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}"], "is a directory"),
+  "export rank": (
+    [
+      "-m",
+      "jaxpeft",
+      "export",
+      "--ckpt={tmp}/run",
+      "--format=peft",
+      "--out={tmp}/o",
+      "--rank=-3",
+    ],
+    "--rank -3",
+  ),
   "no out dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}/x/y.json"], "/x"),
   "corrupt model": (
     ["train.py", C, "--config.model.source={tmp}/model"],
@@ -135,3 +149,17 @@ def test_one_clear_line_and_status_2(name, tmp, tmp_path):
   assert says in line
   assert "Traceback" not in got.stderr
   assert not (tmp_path / "new").exists(), "nothing is written before the input is good"
+
+
+def test_a_run_older_than_an_option_has_its_default(tmp_path):
+  from jaxpeft import cli, config
+
+  cli.prepare_workdir(tmp_path, config.base())
+  file = tmp_path / "config.json"
+  old = json.loads(file.read_text())
+  del old["eval"]["limit"], old["mesh"]
+  file.write_text(json.dumps(old))
+  read = cli.read_config(tmp_path)
+  assert read.eval.limit == config.base().eval.limit
+  assert read.mesh.fsdp == -1
+  cli.prepare_workdir(tmp_path, config.base())  # and is no other run
