@@ -185,11 +185,11 @@ def main(argv):
                "run the same command to go on")  # fmt: skip
       sys.exit(128 + stop.number)
   bar.close()
-  stop.close()  # all is saved below; a rerun finishes
-
-  # ---- result ------------------------------------------------------------------------
   save(state)
   store.close()
+  stop.close()  # all is saved; a rerun finishes
+
+  # ---- result ------------------------------------------------------------------------
   kept, trainable = step, state.trainable
   if t.keep_best and best["step"] >= 0:
     kept = best["step"]

@@ -139,9 +139,11 @@ class Stop:
     return self.number is not None
 
   def close(self):
-    """Signals end the process again."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, signal.SIG_DFL)
+    """Signals end the process again; so does one that came since the last question."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if self.number is not None:
+      os.kill(os.getpid(), self.number)
 
   def _receive(self, number, _):
     self.number = number

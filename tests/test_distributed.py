@@ -7,6 +7,7 @@ seconds from for ever.
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +96,25 @@ def test_alone_nothing_is_done():
   assert distributed.exchange("x") == ["x"]
   assert distributed.count() == 1
   assert distributed.is_main()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_last_question_is_not_lost(number):
+  code = f"""
+import os
+from jaxpeft import distributed
+stop = distributed.Stop()
+os.kill(os.getpid(), {int(number)})
+print("saved")
+stop.close()
+print("went on")
+"""
+  got = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert got.stdout == "saved\n"
+  assert got.returncode == -number, got.stderr
+  assert ("KeyboardInterrupt" in got.stderr) == (number == signal.SIGINT)
 
 
 @pytest.fixture
