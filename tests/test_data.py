@@ -1,9 +1,11 @@
 """Rows to batches: formats, masks, packing, order; and the embedded problems."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 import jaxpeft
 from jaxpeft import assets
@@ -112,6 +114,36 @@ def test_masks_equal_transformers(tok, tmp_path):
   ids, learn = template.chat(tok, TURNS)
   assert ids == want["input_ids"]
   assert [int(x) for x in learn] == want["assistant_masks"]
+
+
+def test_a_completion_follows_its_prompt_as_in_one_text(tok):
+  """Llama 2's tokenizer starts every text with a space, also one that has one."""
+  pieces = ["<unk>", "\u2581", "\u2581\u2581", "A", ":", "7", "\u25817"]
+  merges = [("\u2581", "\u2581"), ("\u2581", "7")]
+  vocab = {piece: i for i, piece in enumerate(pieces)}
+  core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, unk_token="<unk>"))
+  core.normalizer = tokenizers.normalizers.Sequence(
+    [
+      tokenizers.normalizers.Prepend("\u2581"),
+      tokenizers.normalizers.Replace(" ", "\u2581"),
+    ]
+  )
+  llama = dataclasses.replace(tok, core=core, add_bos=False, eos_ids=())
+  for prompt, completion, want in (
+    ("A:", " 7", ["\u2581", "A", ":", "\u25817"]),
+    ("A:", "7", ["\u2581", "A", ":", "7"]),
+    (
+      "A: ",
+      "7",
+      ["\u2581", "A", ":", "\u2581", "\u25817"],
+    ),  # or the prompt would differ
+  ):
+    row = dict(prompt=prompt, completion=completion)
+    (example,) = encode.encode([row], llama, 64, "completion").examples
+    assert [pieces[i] for i in example.tokens] == want
+    start = len(core.encode(prompt).ids)
+    assert example.tokens[:start].tolist() == core.encode(prompt).ids
+    assert example.supervised.tolist() == [i >= start for i in range(len(want))]
 
 
 def test_token_0_may_end_a_text(tmp_path):

@@ -41,8 +41,9 @@ class Encoded:
 def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Encoded:
   """Examples of a list of rows in any of the four formats.
 
-  Prompt and completion are tokenised apart, so that the prompt's tokens are the very
-  ones that generation starts from.
+  The prompt's tokens are the very ones that generation starts from, and what follows is
+  tokenised behind it: alone, Llama 2's tokenizer would put another space in front. Only
+  where the two together would change the prompt's tokens is each tokenised alone.
 
   Args:
     rows: dicts, see `sources`.
@@ -81,7 +82,10 @@ def _encode_row(row, tokenizer, place: str):
       return tokenizer.chat(row["messages"])
     except InputError as e:
       raise InputError(f"{place}: {e}") from e
-  prompt, completion = sources.prompt_and_completion(row, form)
-  prompt = tokenizer.encode(prompt, bos=True)
-  completion = tokenizer.encode(completion) + list(tokenizer.eos_ids[:1])
+  before, after = sources.prompt_and_completion(row, form)
+  prompt = tokenizer.encode(before, bos=True)
+  whole = tokenizer.encode(before + after, bos=True)
+  fits = whole[: len(prompt)] == prompt
+  completion = whole[len(prompt) :] if fits else tokenizer.encode(after)
+  completion += tokenizer.eos_ids[:1]
   return prompt + completion, [False] * len(prompt) + [True] * len(completion)
