@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpeft import (
   adapters,
+  build,
   collectives,
   losses,
   model,
@@ -99,7 +100,12 @@ class Described(NamedTuple):
 
 
 def describe(config, devices) -> Described:
-  """The training step of a run's config, on devices that need not be there."""
+  """The training step of a run's config, on devices that need not be there.
+
+  Raises:
+    InputError: options that no run could have.
+  """
+  build.check_options(config)
   m, t = config.model, config.train
   net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
   rules = adapters.from_config(config.adapt)

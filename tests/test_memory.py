@@ -119,6 +119,9 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
   c.train.accumulate = 3
   with pytest.raises(InputError, match="does not divide"):
     memory.plan(c)
+  c.train.batch_size = 0
+  with pytest.raises(InputError, match=r"train\.batch_size 0"):
+    memory.plan(c)
 
 
 @pytest.mark.parametrize(
