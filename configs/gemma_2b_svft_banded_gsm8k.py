@@ -8,7 +8,7 @@ worded "Question: ... Answer:" here; the papers word them as Alpaca does. Hardwa
 GPU of 80 GB, or several. The paper reports 47.84 % on GSM8K for 6.35 M trainable
 parameters (fine-tuning everything: 52.69 %), learning rate 5e-3 from its script, 2
 epochs of batch 64. Not reproduced here yet. model.source is a hub id (pip install
-'jaxpeft[hub]'; the licence must be accepted there) or a local directory.
+-e '.[hub]'; the licence must be accepted there) or a local directory.
 """
 
 from jaxpeft import config

@@ -8,7 +8,7 @@ worded "Question: ... Answer:" here; the papers word them as Alpaca does. Hardwa
 GPU of 80 GB. The PiSSA paper's Table 2 reports 69.50 % on GSM8K for LoRA with
 167,772,160 trainable parameters: learning rate 2e-5, cosine, warm-up 3 %, one epoch of
 batch 128. Not reproduced here yet. model.source is a hub id (pip install
-'jaxpeft[hub]') or a local directory.
+-e '.[hub]') or a local directory.
 """
 
 from jaxpeft import config

@@ -48,7 +48,7 @@ def doctor(_):
     memory = f", {free / 2**30:.1f} GiB free for JAX" if stats else ""
     print(f"  {device.device_kind} ({device}){memory}")
   if jax.default_backend() == "cpu":
-    print("  no accelerator: for an NVIDIA GPU, pip install 'jaxpeft[gpu]'")
+    print("  no accelerator: for an NVIDIA GPU, pip install -e '.[gpu]'")
   print("optional parts")
   for name, use in _OPTIONAL.items():
     try:

@@ -46,7 +46,7 @@ def find(source: str) -> pathlib.Path:
   except ImportError as e:
     raise InputError(
       f"{source} is not a local directory; to fetch it from the hub, "
-      "pip install 'jaxpeft[hub]'"
+      "pip install -e '.[hub]'"
     ) from e
   patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
   try:  # snapshot_download shows its own progress and honours HF_HUB_OFFLINE
