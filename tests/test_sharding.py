@@ -1,33 +1,18 @@
 """One program on one device and on a mesh: same numbers, and what travels."""
 
-import dataclasses
-import functools
 import re
 
 import jax
 import numpy as np
 import optax
 import pytest
+from meshes import CONFIG, LINEARS, METHODS, adapted, make_mesh
 
 import jaxpeft
-from jaxpeft import model, nf4, partitions, sharding, tokens, training, zoo
+from jaxpeft import model, partitions, sharding, tokens, training, zoo
 from jaxpeft.errors import InputError
-from jaxpeft.model_config import ModelConfig
-from jaxpeft.transformer import Transformer
 
-LINEARS = "layers_.*/(attn|mlp)/.*"
-METHODS = {
-  "LoRA": jaxpeft.LoRA(),
-  "SVFT": jaxpeft.SVFT(),
-  "LoRA-XS": jaxpeft.LoRAXS(rank=16),
-  "PiSSA": jaxpeft.PiSSA(rank=8),
-}
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (2, 4, 1)]
-
-
-def make_mesh(sizes, sequence=False):
-  named = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
-  return sharding.named(named, sequence, jax.devices()[: np.prod(sizes)])
 
 
 def batches(count, rows=8, length=32):
@@ -60,23 +45,6 @@ def train(transformer, params, selection=None, steps=5):
     found.append(float(metrics["loss"]))
   theta = jax.tree.map(np.asarray, state.trainable)
   return np.array(found), theta, step._cache_size()
-
-
-CONFIG = ModelConfig(
-  family="llama", vocab_size=64, width=128, depth=2, heads=8, kv_heads=8, head_dim=16,
-  ff=256, max_positions=64,
-)  # fmt: skip
-
-
-@functools.cache
-def adapted(method, quantize=None, remat="products"):
-  transformer = Transformer(CONFIG, remat=remat)
-  params, rule = model.init(transformer, 0), METHODS[method]
-  if quantize and method == "PiSSA":  # it quantises what is left of the base
-    rule = dataclasses.replace(rule, quantize=quantize)
-  elif quantize:
-    params = nf4.quantise_tree(params)
-  return transformer, jaxpeft.adapt(params, {LINEARS: rule}, jax.random.key(0))
 
 
 def compare(transformer, params, mesh, selection=None):
