@@ -28,8 +28,8 @@ def main(argv):
   parsed = cli.parse(argv)
   if parsed.ckpt is None:
     raise InputError("which run? Give --ckpt=runs/NAME")
-  cli.join(parsed)  # before JAX has devices
   config = cli.read_config(parsed.ckpt).unlock()
+  cli.join(parsed, config)  # before JAX has devices
   for key in ("task", "limit", "temperature", "max_new_tokens"):
     if parsed[key].value is not None:
       config.eval[key] = parsed[key].value

@@ -25,7 +25,7 @@ def main(argv):
   if parsed.config is None:
     raise InputError("which run? Give --config=configs/NAME.py")
   config = parsed.config.lock()
-  cli.join(parsed)  # before JAX has devices
+  cli.join(parsed, config)  # before JAX has devices
   name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
 
   # After the flags, so that a typing error is answered at once.

@@ -12,6 +12,8 @@ from ml_collections import config_dict, config_flags
 from jaxpeft import config as base_config
 from jaxpeft.errors import InputError
 
+_WHERE = ("mesh", "processes")  # sections that may change: the run is the same
+
 
 @contextlib.contextmanager
 def one_clear_line():
@@ -53,15 +55,19 @@ def process_flags():
   flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
 
-def join(parsed):
+def join(parsed, config):
   """Joins the other processes of this run, if there are any.
 
+  Args:
+    parsed: the flags, of `process_flags`.
+    config: of the run, for its `processes`.
   Raises:
     InputError: if the flags, or the environment, do not say enough.
   """
   from jaxpeft import distributed  # JAX, for which a typing error need not wait
 
-  distributed.initialize(parsed.coordinator, parsed.num_processes, parsed.process_id)
+  given = parsed.coordinator, parsed.num_processes, parsed.process_id
+  distributed.initialize(*given, **config.processes)
 
 
 def parse(argv: list[str], values=flags.FLAGS):
@@ -142,8 +148,7 @@ def _write_or_check(workdir, text, write):
   if file.exists():
     there, now = json.loads(file.read_text()), json.loads(text)
     known = {key: x for key, x in _filled(there).items() if key in there or key in now}
-    # Another mesh gives the same run.
-    changed = _changes(known | dict(mesh=now.get("mesh")), now)
+    changed = _changes(known | {key: now.get(key) for key in _WHERE}, now)
     if changed:
       raise InputError(
         f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "

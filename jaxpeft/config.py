@@ -48,6 +48,12 @@ def base() -> config_dict.ConfigDict:
   c.mesh.tensor = 1  # pieces of heads, feed-forward and vocabulary
   c.mesh.sequence = False  # whether `tensor` cuts tokens between layers, too
 
+  c.processes = config_dict.ConfigDict()  # where a run has several; see distributed
+  c.processes.heartbeat_s = 45  # of silence, after which one is dead and all end
+  c.processes.start_s = 600  # for the last one to come up
+  c.processes.wait_s = 900  # for the last one to compile, to save, ...
+  c.processes.end_s = 300  # for the last one to finish
+
   c.tokens = config_dict.ConfigDict()  # which carry gradient; see tokens.Selection
   c.tokens.fraction = 1.0  # of a row's; 1 is all
   c.tokens.choose = "random"  # or "completion", "prefix", "loss"

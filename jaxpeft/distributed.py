@@ -26,6 +26,7 @@ from jaxpeft.errors import InputError
 
 CRASHED = 17  # exit status after an exception, where there are several processes
 _BAD_INPUT = 2
+_wait_s = None  # as initialize was told
 _numbers = itertools.count()  # keys of the coordination service are used once
 
 
@@ -34,9 +35,10 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
-  heartbeat_s: int = 60,
-  initialization_s: int = 600,
-  shutdown_s: int = 300,
+  heartbeat_s: int,
+  start_s: int,
+  wait_s: int,
+  end_s: int,
 ):
   """Joins the other processes, if there are any; call it before JAX has devices.
 
@@ -49,17 +51,24 @@ def initialize(
     num_processes: how many there are; 1 also switches detection off.
     process_id: which of them this one is, from 0.
     heartbeat_s: silence after which a process counts as dead, and all end.
-    initialization_s: how long to wait for the last one to come up.
-    shutdown_s: how long to wait at the end for the last one to finish.
+    start_s: how long to wait for the last one to come up.
+    wait_s: how long `barrier` and `exchange` wait for the last one.
+    end_s: how long to wait at the end for the last one to finish.
   Raises:
     InputError: if values are missing, or do not fit each other.
   """
+  global _wait_s
+  times = dict(heartbeat_s=heartbeat_s, start_s=start_s, wait_s=wait_s, end_s=end_s)
+  for name, value in times.items():
+    if value < 1:
+      raise InputError(f"processes.{name} {value} is below 1")
+  _wait_s = wait_s
   if _jax.global_state.client is not None:
     raise RuntimeError("distributed.initialize is called twice")
   timeouts = dict(
     heartbeat_timeout_seconds=heartbeat_s,
-    initialization_timeout=initialization_s,
-    shutdown_timeout_seconds=shutdown_s,
+    initialization_timeout=start_s,
+    shutdown_timeout_seconds=end_s,
   )
   given = _given(coordinator, num_processes, process_id)
   if given is not None:
@@ -84,7 +93,7 @@ def is_main() -> bool:
   return _jax.global_state.process_id == 0
 
 
-def barrier(name: str, timeout_s: float = 900):
+def barrier(name: str):
   """Waits for all processes, without their devices.
 
   Call it when programs are compiled, before the first one runs: Gloo and NCCL give up
@@ -92,10 +101,10 @@ def barrier(name: str, timeout_s: float = 900):
   """
   client = _jax.global_state.client
   if client is not None:
-    client.wait_at_barrier(f"jaxpeft/{name}/{next(_numbers)}", int(timeout_s * 1000))
+    client.wait_at_barrier(f"jaxpeft/{name}/{next(_numbers)}", 1000 * _wait_s)
 
 
-def exchange(text: str, timeout_s: float = 900) -> list[str]:
+def exchange(text: str) -> list[str]:
   """The `text` of every process, in order; all must call it as often.
 
   Not for steps of a loop: it is a round trip over the network for each process.
@@ -103,7 +112,7 @@ def exchange(text: str, timeout_s: float = 900) -> list[str]:
   client = _jax.global_state.client
   if client is None:
     return [text]
-  place, limit = f"jaxpeft/exchange/{next(_numbers)}", int(timeout_s * 1000)
+  place, limit = f"jaxpeft/exchange/{next(_numbers)}", 1000 * _wait_s
   client.key_value_set(f"{place}/{_jax.global_state.process_id}", text)
   return [client.blocking_key_value_get(f"{place}/{i}", limit) for i in range(count())]
 

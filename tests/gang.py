@@ -1,9 +1,10 @@
 """What test_distributed and test_launch run in several processes: python gang.py JSON.
 
 Ten steps that add up numbers of all devices, x += sum(x) / x.size + 1, with a
-checkpoint after every second, and one mishap: {"what": "kill", "process": 1, "step": 5}
-happens in that process when so many steps are done, unless it was restarted. After a
-restart, {"unreadable": 1} keeps process 1 from reading the newest checkpoint.
+checkpoint after every second, and one mishap: {"what": "SIGKILL", "process": 1,
+"step": 5} happens in that process when so many steps are done, unless it was restarted.
+After a restart, {"unreadable": 1} keeps process 1 from reading the newest checkpoint.
+{"processes": {"heartbeat_s": 5}} changes the config's section of that name.
 """
 
 import json
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import config_dict
 
-from jaxpeft import cli, distributed, log
+from jaxpeft import cli, config, distributed, log
 from jaxpeft.checkpoints import state as checkpoints
 from jaxpeft.errors import InputError
 
@@ -32,8 +33,9 @@ class State(NamedTuple):
 
 
 def mishap(what, step):
-  if what == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
+  if what in ("SIGKILL", "SIGSTOP"):
+    print(f"{what} at {time.time()}", flush=True)
+    os.kill(os.getpid(), getattr(signal, what))
   elif what == "raise":
     raise RuntimeError("one process alone has this")
   elif what == "bad input":
@@ -59,8 +61,8 @@ def main(o):
   restarted = os.environ.get("JAXPEFT_RESTART", "0") != "0"
   log.note(f"{distributed.count()} processes, {jax.device_count()} devices")
   if "seeds" in o:
-    config = config_dict.ConfigDict(dict(seed=o["seeds"][jax.process_index()]))
-    cli.prepare_workdir(o["workdir"], config)
+    given = config_dict.ConfigDict(dict(seed=o["seeds"][jax.process_index()]))
+    cli.prepare_workdir(o["workdir"], given)
   mesh = jax.make_mesh((jax.device_count(),), ("all",))
   spec = jax.sharding.PartitionSpec
   split, whole = (jax.sharding.NamedSharding(mesh, spec(*s)) for s in (("all",), ()))
@@ -110,5 +112,6 @@ def main(o):
 if __name__ == "__main__":
   options = json.loads(sys.argv[1])
   with cli.one_clear_line():
-    distributed.initialize(heartbeat_s=10, initialization_s=120)
+    limits = dict(heartbeat_s=10, start_s=120) | options.get("processes", {})
+    distributed.initialize(**(dict(config.base().processes) | limits))
     main(options)

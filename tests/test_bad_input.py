@@ -17,6 +17,10 @@ CASES = {  # what is typed after the script, and what the line must say
   "wrong key": (["train.py", C, "--config.optim.lrr=1"], "no key 'lrr'. Did you"),
   "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
   "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
+  "no time at all": (
+    ["train.py", C, "--config.processes.heartbeat_s=0"],
+    "processes.heartbeat_s 0 is below 1",
+  ),
   "stray word": (["train.py", C, "steps=3"], "steps=3"),
   "no model": (["train.py", C, "--config.model.source=/nowhere"], "/nowhere"),
   "offline hub": (["train.py", C, "--config.model.source=org/name"], "org/name"),

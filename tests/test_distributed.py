@@ -4,6 +4,8 @@ The time limits only keep a hang from hanging the suite: what they must tell apa
 seconds from for ever.
 """
 
+import argparse
+import inspect
 import json
 import os
 import pathlib
@@ -11,18 +13,25 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from unittest import mock
 
+import jax
 import pytest
+from jax._src import distributed as _jax
 
-from jaxpeft import distributed
+from jaxpeft import cli, config, distributed
 from jaxpeft.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT_S = 150
 
 
-def together(count, **options):
-  """(status, stdout, stderr) of `count` processes of gang.py, started as SLURM does."""
+def together(count, silent=None, **options):
+  """(status, stdout, stderr) of `count` processes of gang.py, started as SLURM does.
+
+  Process `silent` does not end by itself: it is killed when the others have ended.
+  """
   with socket.socket() as s:
     s.bind(("", 0))
     port = s.getsockname()[1]
@@ -48,11 +57,15 @@ def together(count, **options):
     for i in range(count)
   ]
   try:
-    texts = [p.communicate(timeout=LIMIT_S) for p in processes]
+    texts = {
+      i: p.communicate(timeout=LIMIT_S) for i, p in enumerate(processes) if i != silent
+    }
   finally:
     for p in processes:
       p.kill()
-  return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
+  if silent is not None:
+    texts[silent] = processes[silent].communicate()
+  return [(p.returncode, *texts[i]) for i, p in enumerate(processes)]
 
 
 def test_one_task_of_slurm_is_no_gang():
@@ -62,11 +75,19 @@ def test_one_task_of_slurm_is_no_gang():
   assert "sum 139248.0" in out
 
 
-def test_when_one_is_killed_the_other_ends():
-  first, second = together(2, what="kill", process=1, step=4)
-  assert second[0] == -9
-  assert first[0] not in (0, None)
-  assert "sum" not in first[1]
+@pytest.mark.parametrize(
+  ("what", "process"), [("SIGKILL", 1), ("SIGSTOP", 0), ("SIGSTOP", 1)]
+)
+def test_when_one_is_dead_or_silent_the_other_ends(what, process):
+  silent = process if what == "SIGSTOP" else None
+  limits = dict(heartbeat_s=6, start_s=LIMIT_S)
+  got = together(2, silent, what=what, process=process, step=4, processes=limits)
+  ended = time.time()
+  assert got[process][0] == -9
+  mishap = next(line for line in got[process][1].splitlines() if what in line)
+  assert ended - float(mishap.split()[-1]) < 60
+  assert got[1 - process][0] not in (0, -9)
+  assert "sum" not in got[1 - process][1]
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
@@ -125,6 +146,45 @@ def _bare(monkeypatch):
 
 
 @pytest.mark.usefixtures("_bare")
+def test_limits_of_time_come_from_the_config(monkeypatch):
+  told = {}
+  monkeypatch.setattr(
+    jax.distributed, "initialize", lambda *_, **kwargs: told.update(kwargs)
+  )
+  c = config.base()
+  c.processes.update(dict(heartbeat_s=7, start_s=8, wait_s=9, end_s=10))
+  flags = argparse.Namespace(coordinator="h:1", num_processes=2, process_id=0)
+  cli.join(flags, c)
+  assert told.pop("cluster_detection_method") == "deactivate"
+  assert told == dict(
+    heartbeat_timeout_seconds=7, initialization_timeout=8, shutdown_timeout_seconds=10
+  )
+  assert told.keys() < inspect.signature(_jax.State.initialize).parameters.keys()
+  client = mock.Mock()
+  client.blocking_key_value_get.return_value = "x"
+  monkeypatch.setattr(_jax.global_state, "client", client)
+  distributed.barrier("all")
+  distributed.exchange("x")
+  assert client.wait_at_barrier.call_args.args[1] == 9000
+  assert client.blocking_key_value_get.call_args.args[1] == 9000
+
+
+def test_where_a_run_is_may_change_and_old_runs_know_less(tmp_path):
+  c, file = config.base(), tmp_path / "config.json"
+  cli.prepare_workdir(tmp_path, c)
+  c.mesh.fsdp, c.processes.heartbeat_s = 2, 7
+  cli.prepare_workdir(tmp_path, c)
+  older = json.loads(file.read_text())
+  del older["processes"], older["mesh"]
+  file.write_text(json.dumps(older))
+  cli.prepare_workdir(tmp_path, c)
+  assert cli.read_config(tmp_path).processes == config.base().processes
+  c.seed = 1
+  with pytest.raises(InputError, match="seed: 0 there, 1 now"):
+    cli.prepare_workdir(tmp_path, c)
+
+
+@pytest.mark.usefixtures("_bare")
 @pytest.mark.parametrize(
   ("values", "message"),
   [
@@ -141,7 +201,7 @@ def _bare(monkeypatch):
 )
 def test_values_that_do_not_fit_are_bad_input(values, message):
   with pytest.raises(InputError, match=message):
-    distributed.initialize(*values)
+    distributed.initialize(*values, **config.base().processes)
 
 
 @pytest.mark.usefixtures("_bare")

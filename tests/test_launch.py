@@ -46,7 +46,7 @@ def gang(processes=2, **options):
 def test_a_killed_gang_goes_on_from_its_checkpoint_and_ends_the_same(tmp_path):
   """And one that a single process cannot read is skipped by both."""
   directory = tmp_path / "c"
-  mishap = dict(what="kill", process=1, step=7, unreadable=1)
+  mishap = dict(what="SIGKILL", process=1, step=7, unreadable=1)
   status, out, err = gang(directory=str(directory), **mishap)
   assert status == 0, err
   assert "process 1 ended by signal 9" in err
