@@ -164,7 +164,7 @@ def main(argv):
         logs.write(step, not_finite=metrics["bad_step"])
         good = "none yet" if store.latest is None else f"of step {store.latest}"
         raise InputError(
-          f"the loss or its gradient is not finite at step {metrics['bad_step']:.0f}; "
+          f"loss, gradient or update is not finite at step {metrics['bad_step']:.0f}; "
           f"the last good checkpoint in {workdir} is {good}. Lower optim.lr "
           f"({config.optim.lr}) and start in another --workdir"
         )

@@ -1,6 +1,7 @@
 """What the commands share: flags, one clear line for bad input, exit status 2."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -139,12 +140,37 @@ def prepare_workdir(path: str, config) -> pathlib.Path:
   return workdir
 
 
+def _lock(workdir):
+  """Has the run's directory for this process alone, until it ends.
+
+  Raises:
+    InputError: another process has it.
+  """
+  path = workdir.resolve() / ".lock"
+  if path in _locks:
+    return
+  lock = open(path, "w")
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise InputError(
+      f"another process trains in {workdir}; let it end, or use another --workdir"
+    ) from e
+  except OSError:
+    pass  # a file system without locks
+  _locks[path] = lock
+
+
+_locks = {}  # open files: closed, they are locks no more
+
+
 def _write_or_check(workdir, text, write):
   file = workdir / "config.json"
   if write:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError("not writable")
+    _lock(workdir)
   if file.exists():
     there, now = json.loads(file.read_text()), json.loads(text)
     known = {key: x for key, x in _filled(there).items() if key in there or key in now}

@@ -108,10 +108,12 @@ def load(
     seed: of random weights.
     quantize: "nf4" holds the projections in 4 bits (`nf4.NF4`), as they are read.
   Raises:
-    InputError: what cannot be found, read or is not supported.
+    InputError: what cannot be found, read or is not supported, or not divided by the
+      mesh in force.
   """
   transformer, directory = architecture(source, dtype, groups, remat, quantize)
   config = transformer.config
+  sharding.check(config, quantised=bool(quantize))
   if source.startswith("init:"):
     params = init(transformer, seed)
     params = sharding.place(nf4.quantise_tree(params) if quantize else params)

@@ -101,13 +101,13 @@ def current() -> Mesh | None:
   return None if found.empty else found
 
 
-def check(config, rows: int, tokens: int, quantised: bool = False):
+def check(config, rows: int = 0, tokens: int = 0, quantised: bool = False):
   """Refuses a model or a batch that the mesh in force cannot cut into equal pieces.
 
   Args:
     config: a `ModelConfig`.
-    rows: of one microbatch.
-    tokens: of a row.
+    rows: of one microbatch; 0 is any.
+    tokens: of a row; 0 is any.
     quantised: whether weights are in 4 bits, which are cut between groups of 128.
   Raises:
     InputError: names the axis, the dimension, and the sizes that would do.

@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
   trainable: Any  # the trainable partition, float32
   opt: Any  # the optimiser's state for it
   step: jax.Array  # int32[], steps taken
-  bad_step: jax.Array  # int32[], first step with a loss or gradient not finite; or -1
+  bad_step: jax.Array  # int32[], first step that was not finite; or -1
 
 
 def init_state(trainable, tx) -> TrainState:
@@ -97,8 +97,8 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
   all their supervised tokens at the end, so that accumulation equals the big batch
   also where microbatches differ in tokens.
 
-  From the first step whose loss or gradient is not finite on, the state stands still:
-  what is saved when the loop notices is the last good one.
+  From the first step whose loss, gradient or update is not finite on, the state stands
+  still: what is saved when the loop notices is the last good one.
 
   Args:
     transformer: the model.
@@ -122,7 +122,7 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.trainable)
     moved = optax.apply_updates(state.trainable, updates)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss + norm + optax.tree.norm(updates))
     bad = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
     new = TrainState(moved, opt, state.step + 1, bad)
     old = state._replace(bad_step=bad)

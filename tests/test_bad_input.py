@@ -1,11 +1,14 @@
 """Bad input: one clear line, exit status 2, nothing written."""
 
+import fcntl
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from jaxpeft.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 C = "--config=configs/svft_banded.py"
@@ -128,7 +131,7 @@ def tmp(tmp_path_factory):
   (tmp / "run").mkdir()
   c = config.base()
   c.adapt.main = dict(name="LoRA", match=".*/q")
-  cli.prepare_workdir(str(tmp / "run"), c)
+  (tmp / "run" / "config.json").write_text(json.dumps(cli.to_json(c)))
   for name, data in (("list", b"[]"), ("bytes", b"\xff\xfe")):
     (tmp / name).mkdir()
     (tmp / name / "config.json").write_bytes(data)
@@ -167,3 +170,14 @@ def test_a_run_older_than_an_option_has_its_default(tmp_path):
   assert read.eval.limit == config.base().eval.limit
   assert read.mesh.fsdp == -1
   cli.prepare_workdir(tmp_path, config.base())  # and is no other run
+
+
+def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path):
+  from jaxpeft import cli, config
+
+  with open(tmp_path / ".lock", "w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another process trains in"):
+      cli.prepare_workdir(tmp_path, config.base())
+  cli.prepare_workdir(tmp_path, config.base())
+  cli.prepare_workdir(tmp_path, config.base())  # this one has it
