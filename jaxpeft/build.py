@@ -12,7 +12,6 @@ from jaxpeft import (
   model,
   partitions,
   sharding,
-  svd,
   tasks,
   training,
 )
@@ -143,7 +142,7 @@ def adapt(config, base_model: model.Model, batches=None, start=None) -> Run:
     params = adapter_files.load_kept(start, params)
   params = sharding.place(params)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
-  mark = svd.fingerprint(partitions.flatten(frozen))
+  mark = adapter_files.fingerprint(frozen)
   meta = adapter_files.describe(params, key, mark) | dict(base=config.model.source)
   return Run(base_model.replace(params=params), trainable, frozen, meta)
 

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import adapters, nf4, partitions, svd
+from jaxpeft import adapters, nf4, partitions
 from jaxpeft.checkpoints import adapter as own
 from jaxpeft.checkpoints import hf, peft
 from jaxpeft.errors import InputError, unknown
@@ -75,7 +75,7 @@ def save_adapter(
     raise unknown("format", format, ("jaxpeft", "peft"))
   _check_savable(params)
   trainable, frozen = partitions.partition(params, partitions.trainable_mask(params))
-  mark = svd.fingerprint(partitions.flatten(frozen))
+  mark = own.fingerprint(frozen)
   meta = own.describe(params, key, mark)
   own.save(directory, trainable, meta, adapters.kept(params))
   return dict.fromkeys(adapters.describe(params), 0.0)
@@ -116,5 +116,5 @@ def load_adapter(params, directory):
   adapted = adapters.adapt(params, rules, key, gradients={})
   adapted = own.load_kept(directory, adapted)
   trainable, frozen = partitions.partition(adapted, partitions.trainable_mask(adapted))
-  mark = svd.fingerprint(partitions.flatten(frozen))
+  mark = own.fingerprint(frozen)
   return partitions.combine(own.load(directory, trainable, mark), frozen)

@@ -251,11 +251,14 @@ def specs(tree, without: tuple[str, ...] = ()):
 
 def _letters(node, path) -> str | None:
   """What the innermost node around a leaf calls its axes; None for a plain array."""
-  letters, dims = "" if path else None, {}
+  letters, dims, outer = "" if path else None, {}, {}
   for key in path:
-    dims = getattr(node, "dims", dims)
+    if hasattr(node, "dims"):
+      # What stands in for a leaf of another node has that leaf's axes as its i and o.
+      dims, outer = node.dims, dict(zip("io", letters, strict=False))
     is_field = hasattr(key, "name")
     letters = dims.get(key.name if is_field else key.key, "")
+    letters = "".join(outer.get(letter, letter) for letter in letters)
     node = getattr(node, key.name) if is_field else node[key.key]
   return letters
 

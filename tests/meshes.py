@@ -15,6 +15,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 METHODS = {
   "LoRA": jaxpeft.LoRA(),
   "SVFT": jaxpeft.SVFT(),
+  "SVFT-nf4": jaxpeft.SVFT(quantize="nf4"),
   "LoRA-XS": jaxpeft.LoRAXS(rank=16),
   "PiSSA": jaxpeft.PiSSA(rank=8),
 }

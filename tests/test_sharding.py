@@ -67,6 +67,7 @@ SOME = [
   ("LoRA", "nf4", 0.25, (2, 2, 2)),
   ("SVFT", None, 0.25, (1, 8, 1)),
   ("SVFT", "nf4", 1.0, (1, 1, 8)),
+  ("SVFT-nf4", "nf4", 0.25, (2, 2, 2)),
   ("LoRA-XS", "nf4", 1.0, (2, 4, 1)),
   ("PiSSA", None, 1.0, (2, 2, 2)),
 ]
@@ -106,10 +107,18 @@ def gathers(text):
   ]
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
-@pytest.mark.parametrize("remat", ["none", "products", "layer"])
-def test_weights_in_4_bits_are_gathered_in_4_bits(sizes, remat):
-  transformer, params = adapted("LoRA", "nf4", remat)
+GATHERS = [
+  ("LoRA", remat, sizes)
+  for remat in ("none", "products", "layer")
+  for sizes in ((1, 8, 1), (2, 2, 2))
+]
+
+
+@pytest.mark.parametrize(
+  ("method", "remat", "sizes"), [*GATHERS, ("SVFT-nf4", "products", (2, 2, 2))]
+)
+def test_weights_in_4_bits_are_gathered_in_4_bits(method, remat, sizes):
+  transformer, params = adapted(method, "nf4", remat)
   least = 128 * 128 // 2  # of a weight's codes in the smallest projection
   with jax.set_mesh(make_mesh(sizes)):
     params = sharding.place(params)
@@ -179,7 +188,7 @@ def test_dimensions_that_a_mesh_does_not_divide_are_named():
       sharding.check(config, 8, 100)
 
 
-@pytest.mark.parametrize("method", ["SVFT", "PiSSA", "LoRA"])
+@pytest.mark.parametrize("method", ["SVFT", "SVFT-nf4", "PiSSA", "LoRA"])
 def test_each_device_starts_some_layers_and_the_start_is_the_same(method):
   transformer, want = adapted(method)
   mesh = make_mesh((1, 4, 2))

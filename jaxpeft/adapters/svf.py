@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import svd
+from jaxpeft.adapters import factors
 from jaxpeft.adapters.base import Adapter, float32
 from jaxpeft.linear import dense, is_node, linear
 
@@ -26,17 +27,26 @@ class SVF(Adapter):
       so that the sum of the singular values stays, from p = 0.1 with deviation 0.01.
     keep_base: keep W beside the factors and add only what z changes. None: only where
       the factors alone would change W, that is not in float32, or in 4 bits.
+    quantize: "nf4" holds the factors in 4 bits, beside the base; see `factors`.
   """
 
   reference: bool = False
   keep_base: bool | None = None
-  dims: ClassVar = dict(w="io", u="ik", s="k", vt="ko", z="k", p="k")
+  quantize: str = ""
+  dims: ClassVar = dict(w="io", u="ik", s="k", vt="ko", mark="bk", z="k", p="k")
+
+  def __post_init__(self):
+    factors.check_options("SVF", self.quantize, self.keep_base)
+
+  def check(self, path, shape):
+    """Refuses factors in 4 bits that do not divide into blocks."""
+    factors.check(self.quantize, path, shape, min(shape))
 
   def init(self, key, w):
     """frozen u, s, vt (and w, see keep_base); theta z [k] of ones, or p [k]."""
     u, s, vt = svd.svd(dense(w))
-    frozen = dict(u=u.astype(w.dtype), s=s, vt=vt.astype(w.dtype))
-    exact = w.dtype == jnp.float32 and not is_node(w)
+    frozen = dict(s=s) | factors.freeze(u, vt, w.dtype, self.quantize)
+    exact = w.dtype == jnp.float32 and not is_node(w) and not self.quantize
     keep = not exact if self.keep_base is None else self.keep_base
     frozen |= dict(w=w) if keep else {}
     if self.reference:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import svd
+from jaxpeft.adapters import factors
 from jaxpeft.adapters.base import Adapter, check_rank, float32
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import dense, is_node, linear
@@ -40,6 +41,7 @@ class SVFT(Adapter):
     replacement: the random pattern may draw a position twice, as that code does.
     keep_base: keep W beside the factors and add only M's part. None: only where the
       factors alone would change W, that is truncated, not in float32, or in 4 bits.
+    quantize: "nf4" holds the factors in 4 bits, beside the base; see `factors`.
   """
 
   pattern: str = "banded"
@@ -49,9 +51,12 @@ class SVFT(Adapter):
   gate: bool = False
   replacement: bool = False
   keep_base: bool | None = None
-  dims: ClassVar = dict(w="io", u="ik", s="k", vt="ko", rows="m", cols="m", m="m", g="")
+  quantize: str = ""
+  dims: ClassVar = dict(w="io", u="ik", s="k", vt="ko", rows="m", cols="m", m="m", g="",
+                        mark="bk")  # fmt: skip
 
   def __post_init__(self):
+    factors.check_options("SVFT", self.quantize, self.keep_base)
     if self.pattern not in PATTERNS:
       raise unknown("SVFT pattern", self.pattern, PATTERNS)
     if self.start not in ("zero", "reference"):
@@ -70,6 +75,7 @@ class SVFT(Adapter):
         f"off_diagonals {self.off_diagonals} must be below {n}, the number of "
         f"singular directions of {path} {list(shape)}; lower it"
       )
+    factors.check(self.quantize, path, shape, n)
 
   def entries(self, n: int) -> int:
     """Trained entries of M [n, n]."""
@@ -81,8 +87,9 @@ class SVFT(Adapter):
     n = min(w.shape) if self.rank is None else self.rank
     u, s, vt = svd.svd(dense(w))
     exact = n == min(w.shape) and w.dtype == jnp.float32 and not is_node(w)
+    exact = exact and not self.quantize
     keep = not exact if self.keep_base is None else self.keep_base
-    frozen = dict(u=u[:, :n].astype(w.dtype), vt=vt[:n].astype(w.dtype))
+    frozen = factors.freeze(u[:, :n], vt[:n], w.dtype, self.quantize)
     frozen |= dict(w=w) if keep else dict(s=s[:n])
     key_pattern, key_m = jax.random.split(key)
     if self.pattern in ("random", "topk"):

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxpeft import adapters, distributed, partitions, sharding, svd
+from jaxpeft.adapters import factors
 from jaxpeft.errors import InputError
 
 _THETA, _META = "adapter.safetensors", "adapter.json"
@@ -59,6 +60,12 @@ def _write(directory: pathlib.Path, flat: dict, meta: dict):
     shutil.rmtree(old)
   else:
     os.replace(tmp, directory)
+
+
+def fingerprint(frozen) -> dict:
+  """What tells one frozen partition from another; `svd.fingerprint` of its leaves."""
+  flat = partitions.flatten(frozen)
+  return svd.fingerprint({p: x for p, x in flat.items() if not factors.is_marked(p)})
 
 
 def describe(params, key, fingerprint: dict) -> dict:
