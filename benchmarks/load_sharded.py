@@ -73,14 +73,14 @@ def main(_):
   import jax
 
   from jaxpeft import model
-  from jaxpeft.checkpoints import hf
+  from jaxpeft.checkpoints import hf_write
   from jaxpeft.model_config import ModelConfig
   from jaxpeft.transformer import Transformer
 
   config = ModelConfig(family="llama", **SHAPE)
   with tempfile.TemporaryDirectory() as tmp:
     params = model.init(Transformer(config, dtype="bfloat16"), 0)
-    hf.save(tmp, config, params)
+    hf_write.save(tmp, config, params)
     leaves = jax.tree.leaves(params)
     largest = max(x.nbytes // (x.shape[0] if x.ndim == 3 else 1) for x in leaves)
     del params, leaves

@@ -59,12 +59,14 @@ def doctor(_):
 
 def export(args):
   """Writes a run's model or adapter for others, once it is found to be the same."""
-  from jaxpeft import parity
+  from jaxpeft import build, distributed, log, parity, sharding
 
+  distributed.initialize(**cli.read_config(args.ckpt).processes)
+  build.enter_mesh(sharding.mesh())
   report = parity.export_run(
     args.ckpt, args.format, args.out, args.dtype, args.rank, args.tolerance
   )
-  print(f"wrote {args.out}: {report}")
+  log.say(f"wrote {args.out}: {report}")
 
 
 def memory(args):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxpeft import adapters, nf4, partitions
 from jaxpeft.checkpoints import adapter as own
-from jaxpeft.checkpoints import hf, peft
+from jaxpeft.checkpoints import hf_write, peft
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import dense, is_node
 from jaxpeft.model import Model
@@ -19,6 +19,9 @@ def save_hf(
 ):
   """Writes the model, adapters merged in float32, as a Hugging Face model directory.
 
+  One layer's weight at a time: of sharded models, too, and then the same bytes. Of
+  several processes all call it, and process 0 writes.
+
   Args:
     model: adapted or not.
     directory: where; files of these names are replaced.
@@ -28,21 +31,18 @@ def save_hf(
   """
   if quantize not in (None, "", "nf4"):
     raise unknown("quantize", quantize, ("nf4",))
-  dtype = dtype or model.transformer.dtype
-  merged = adapters.merge(model.params, dtype)
-  if quantize:
-    params = jax.tree.map(
-      lambda x: (
-        dataclasses.replace(x, dtype=jnp.dtype(dtype))
-        if is_node(x)
-        else x.astype(dtype)
-      ),
-      nf4.quantise_tree(merged),
-      is_leaf=is_node,
-    )
-  else:
-    params = jax.tree.map(lambda x: dense(x).astype(dtype), merged, is_leaf=is_node)
-  hf.save(directory, model.config, params, model.tokenizer)
+  dtype = jnp.dtype(dtype or model.transformer.dtype)
+
+  def finish(path, w):
+    w = adapters.merge(w, dtype)
+    if quantize and nf4.takes(path) and not is_node(w):
+      nf4.check(path, w.shape)
+      w = nf4.quantise(w)
+    if quantize and is_node(w):
+      return dataclasses.replace(w, dtype=dtype)
+    return dense(w).astype(dtype)
+
+  hf_write.save(directory, model.config, model.params, model.tokenizer, finish)
 
 
 def save_adapter(

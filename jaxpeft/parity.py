@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpeft import build, cli, export
+from jaxpeft import build, cli, distributed, export, sharding
 from jaxpeft import model as models
+from jaxpeft.checkpoints import peft
 from jaxpeft.data import encode, sources
 from jaxpeft.errors import InputError
 
@@ -41,7 +42,7 @@ def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
   for row in rows:
     tokens = np.pad(np.asarray(row, np.int32), (0, longest - len(row)))[None]
     mask = np.arange(longest)[None] < len(row)
-    a, b = (np.asarray(m(tokens, mask)[0, : len(row)]) for m in (one, other))
+    a, b = (sharding.to_host(m(tokens, mask))[0, : len(row)] for m in (one, other))
     worst = float(np.maximum(worst, np.abs(a - b).max()))  # a NaN stays one
     means.append(np.abs(a - b).mean())
     same += int((a.argmax(-1) == b.argmax(-1)).sum())
@@ -51,7 +52,9 @@ def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
 
 
 def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
-  """Exports a run's result; returns what was measured.
+  """Exports a run's result, on the mesh in force; returns what was measured.
+
+  Of several processes all call it, and process 0 writes.
 
   Args:
     workdir: of the run.
@@ -63,6 +66,8 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
   Raises:
     InputError: the export does not give the run's logits. Nothing is written then.
   """
+  if format == "peft":
+    peft.check_processes()
   directory = pathlib.Path(directory)
   if directory.exists() and any(directory.iterdir()):
     raise InputError(f"{directory} is not empty; choose another --out")
@@ -77,7 +82,7 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
   tuned = build.load_run(workdir, config, base)
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:
-    tmp = pathlib.Path(tmp) / "out"
+    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / "out"  # of process 0
     lost = 0.0
     if format == "hf":
       export.save_hf(tuned, tmp, dtype)
@@ -107,9 +112,11 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
         f"itself changes them by {change:.2g}: rounding would lose it. Export with "
         "--dtype=float32, or set a --tolerance"
       )
-    if directory.exists():
-      directory.rmdir()
-    shutil.move(tmp, directory)
+    if distributed.is_main():
+      if directory.exists():
+        directory.rmdir()
+      shutil.move(tmp, directory)
+    distributed.barrier("exported")
   return text
 
 

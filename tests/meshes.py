@@ -26,7 +26,7 @@ CONFIG = ModelConfig(
 
 
 @functools.cache
-def adapted(method, quantize=None, remat="products", vocab_size=64):
+def adapted(method, quantize=None, remat="products", vocab_size=64, match=LINEARS):
   """(transformer, adapted params) on one device."""
   config = dataclasses.replace(CONFIG, vocab_size=vocab_size)
   transformer = Transformer(config, remat=remat)
@@ -35,13 +35,13 @@ def adapted(method, quantize=None, remat="products", vocab_size=64):
     rule = dataclasses.replace(rule, quantize=quantize)
   elif quantize:
     params = nf4.quantise_tree(params)
-  return transformer, jaxpeft.adapt(params, {LINEARS: rule}, jax.random.key(0))
+  return transformer, jaxpeft.adapt(params, {match: rule}, jax.random.key(0))
 
 
 @functools.cache
-def trained(method, quantize=None, vocab_size=64):
+def trained(method, quantize=None, vocab_size=64, match=LINEARS):
   """The same, with a theta that changes what the model says."""
-  transformer, params = adapted(method, quantize, vocab_size=vocab_size)
+  transformer, params = adapted(method, quantize, vocab_size=vocab_size, match=match)
   theta, frozen = partitions.partition(params, partitions.trainable_mask(params))
   rng = np.random.default_rng(0)
   theta = jax.tree.map(

@@ -19,7 +19,7 @@ from families import FAMILIES, save
 import jaxpeft
 from jaxpeft import training
 from jaxpeft.checkpoints import adapter as adapter_files
-from jaxpeft.checkpoints import hf, hf_config, state
+from jaxpeft.checkpoints import hf, hf_config, hf_write, state
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -76,7 +76,7 @@ def test_sharded_checkpoints_are_read(tmp_path):
 
 def test_written_shards_are_read_by_both(tmp_path, monkeypatch):
   theirs = save("gemma2", tmp_path / "a")
-  monkeypatch.setattr(hf, "_SHARD_BYTES", 30_000)
+  monkeypatch.setattr(hf_write, "_SHARD_BYTES", 30_000)
   jaxpeft.save_hf(jaxpeft.load(str(tmp_path / "a"), dtype="float32"), tmp_path / "b")
   assert len(list((tmp_path / "b").glob("*.safetensors"))) > 2
   x = torch.randint(3, 97, (1, 9))
@@ -204,7 +204,7 @@ def test_loading_needs_no_more_than_the_model_and_one_tensor(tmp_path):
   from jaxpeft import model
 
   net = jaxpeft.Transformer(config, dtype="float32")
-  hf.save(tmp_path / "m", config, model.init(net, 0))
+  hf_write.save(tmp_path / "m", config, model.init(net, 0))
   out = subprocess.run(
     [sys.executable, "-c", PEAK, str(tmp_path / "m")],
     check=True,

@@ -3,6 +3,10 @@
 import re
 
 import jax
+import jax.numpy as jnp
+
+from jaxpeft.model_config import ModelConfig
+from jaxpeft.transformer import Transformer, layer_groups
 
 # Our name inside a layer -> theirs. Matrices are transposed: theirs are [out, in].
 LAYER = {
@@ -58,3 +62,41 @@ def group_index(path: str) -> int:
   """i of a path that starts with layers_i; else -1."""
   found = re.match(r"layers_(\d+)", path)
   return int(found[1]) if found else -1
+
+
+class Place:
+  """Where one of our leaves comes from: a tensor, or one for each layer of a stack."""
+
+  def __init__(self, tensors, shape, stacked, transpose):
+    self.tensors, self.shape = tensors, shape
+    self.stacked, self.transpose = stacked, transpose
+    own = shape[1:] if stacked else shape
+    self.theirs = tuple(reversed(own)) if transpose else tuple(own)
+
+  def slot(self, leaf, i: int):
+    """The view of our leaf that tensor i fills, in their orientation."""
+    view = leaf[i] if self.stacked else leaf
+    return view.T if self.transpose else view
+
+
+def places(config: ModelConfig, groups) -> dict[str, Place]:
+  """{path of a leaf: its place} of a Transformer with such groups of layers."""
+  model = Transformer(config, groups=groups)
+  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+  names = LAYER | (GEMMA2 if config.post_norms else {})
+  depths = layer_groups(groups, config.depth)
+  found = {}
+  for key_path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+    if path in TOP:
+      found[path] = Place([TOP[path]], leaf.shape, False, path == "head")
+      continue
+    group, _, inside = path.partition("/")
+    index = group_index(group)
+    first = sum(depths[:index])
+    tensors = [
+      f"model.layers.{first + i}.{names[inside]}" for i in range(leaf.shape[0])
+    ]
+    found[path] = Place(tensors, leaf.shape, True, leaf.ndim == 3)
+  return found

@@ -16,7 +16,7 @@ def read(place, files, dtype: str, sharding=None):
   """One leaf, filled tensor by tensor in host memory, then given to the devices.
 
   Args:
-    place: a `hf._Place`.
+    place: a `hf_names.Place`.
     files: {tensor: (file, shape)}.
     dtype: of the leaf.
     sharding: over the devices of a mesh; None is one device.

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxpeft import adapters
+from jaxpeft import adapters, distributed
 from jaxpeft.checkpoints import hf_names, peft_methods
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
@@ -36,6 +36,15 @@ _COMMON = dict(
 )
 
 
+def check_processes():
+  """Raises InputError where there are several: adapters are not gathered here."""
+  if distributed.count() > 1:
+    raise InputError(
+      "PEFT's format is written by one process (--format=peft); start no more, or "
+      "export merged weights (format hf)"
+    )
+
+
 def save(directory, params, base=None, rank: int | None = None, base_name="") -> dict:
   """Writes the adapters of `params` as PEFT's.
 
@@ -48,8 +57,10 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
   Returns:
     {path: relative error of the update}; 0 where the format holds the method itself.
   Raises:
-    InputError: an adapted leaf that PEFT cannot hold, or `base` or `rank` is needed.
+    InputError: an adapted leaf that PEFT cannot hold, or `base` or `rank` is needed;
+      several processes.
   """
+  check_processes()
   nodes = hf_names.modules(params, adapters.is_adapted)
   if not nodes:
     raise InputError("nothing is adapted: there is no adapter to save")

@@ -1,0 +1,151 @@
+"""Hugging Face model directories out, one layer's weight at a time.
+
+Each is gathered on the host, finished on one device, and written by process 0: what is
+written does not depend on the mesh, and no more than a file of it is on a host at once.
+"""
+
+import functools
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from jaxpeft import distributed, sharding
+from jaxpeft.checkpoints import bnb, hf_config
+from jaxpeft.checkpoints.hf_names import group_index, places
+from jaxpeft.linear import is_node
+from jaxpeft.model_config import ModelConfig
+
+_SHARD_BYTES = 5 * 10**9
+
+
+def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
+  """Writes parameters as a model directory that transformers opens.
+
+  All is written beside `directory` first, and then moved into it file by file. One
+  layer's weight at a time is gathered on the host, and finished on one device: what is
+  written depends on no mesh. Of several processes all call it, and process 0 writes.
+
+  Args:
+    directory: to be made, or to be replaced file by file.
+    config: of the model.
+    params: arrays and weight nodes.
+    tokenizer: a `Tokenizer` whose files are to lie beside the weights.
+    finish: (path, a layer's leaf) -> the array or the NF4 weight to write; None writes
+      what is there.
+  """
+  directory = pathlib.Path(directory)
+  flat = {
+    jax.tree_util.keystr(p, simple=True, separator="/"): x
+    for p, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
+  }
+  finish = finish or (lambda path, leaf: leaf)
+  tensors, shapes = _tensors(config, flat, finish)
+  if not distributed.is_main():
+    for tensor in tensors:
+      _to_host(flat, tensor)
+    return distributed.barrier("saved")
+  dtype = str(shapes["embed"].dtype)
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".save-") as tmp:
+    tmp = pathlib.Path(tmp)
+    _write_shards(tmp, flat, tensors, finish)
+    hf = hf_config.to_hf(config, dtype)
+    if any(map(is_node, shapes.values())):
+      hf["quantization_config"] = bnb.CONFIG | dict(bnb_4bit_compute_dtype=dtype)
+    (tmp / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+    for name, data in (tokenizer.files if tokenizer else {}).items():
+      (tmp / name).write_bytes(data)
+    directory.mkdir(exist_ok=True)
+    for old in directory.glob("model*.safetensors*"):
+      old.unlink()
+    for file in tmp.iterdir():
+      file.chmod(0o644)  # safetensors makes them private
+      shutil.move(file, directory / file.name)
+  distributed.barrier("saved")
+
+
+class _Tensor(NamedTuple):
+  """One of their tensors."""
+
+  name: str
+  path: str  # of our leaf
+  layer: int | None  # of a stack
+  transpose: bool
+  bytes: int
+
+
+def _tensors(config, flat, finish):
+  """([_Tensor], {path: shape of what `finish` makes of a layer}); nothing is computed.
+
+  Args:
+    flat: {path: leaf}.
+  """
+  depths = [
+    jax.tree.leaves(flat[path])[0].shape[0]
+    for path in sorted(flat, key=group_index)
+    if path.endswith("norm/attn")
+  ]
+  tensors, shapes = [], {}
+  for path, place in places(config, tuple(depths)).items():
+    layers = range(len(place.tensors)) if place.stacked else [None]
+    made = functools.partial(_finished, finish, path, layers[0])
+    shapes[path] = jax.eval_shape(made, flat[path])
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[path]))
+    for name, layer in zip(place.tensors, layers, strict=True):
+      tensors.append(_Tensor(name, path, layer, place.transpose, size))
+  return tensors, shapes
+
+
+def _finished(finish, path: str, layer: int | None, leaf):
+  return finish(path, _cut(leaf, layer))
+
+
+def _cut(leaf, layer: int | None):
+  return leaf if layer is None else jax.tree.map(lambda x: x[layer], leaf)
+
+
+def _to_host(flat, tensor: _Tensor):
+  """A layer's leaf, whole, in NumPy; all processes gather it, one array at a time."""
+  return jax.tree.map(
+    lambda x: sharding.to_host(_cut(x, tensor.layer)), flat[tensor.path]
+  )
+
+
+def _write_shards(directory: pathlib.Path, flat, tensors, finish):
+  shards, used = [[]], 0
+  for tensor in tensors:
+    if used + tensor.bytes > _SHARD_BYTES and shards[-1]:
+      shards.append([])
+      used = 0
+    shards[-1].append(tensor)
+    used += tensor.bytes
+  sizes = dict(data=1, fsdp=1, tensor=1)
+  alone = sharding.named(sizes, False, jax.local_devices()[:1])
+  many, weight_map = len(shards) > 1, {}
+  for number, shard in enumerate(shards, 1):
+    part = f"-{number:05}-of-{len(shards):05}" if many else ""
+    file = f"model{part}.safetensors"
+    arrays = {}
+    for tensor in shard:
+      host = _to_host(flat, tensor)
+      with jax.set_mesh(alone):
+        one = finish(tensor.path, host)
+        if is_node(one):
+          made = bnb.write(tensor.name, one)
+        else:
+          one = np.asarray(one)
+          one = np.ascontiguousarray(one.T if tensor.transpose else one)
+          made = {tensor.name: one}
+      arrays |= made
+      weight_map |= dict.fromkeys(made, file)
+    safetensors.numpy.save_file(arrays, directory / file, {"format": "pt"})
+  if many:
+    total = sum(tensor.bytes for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
