@@ -75,7 +75,7 @@ class Plan(NamedTuple):
       ] or ["  none"]
     low, middle, high = (human(self.weights * n) for n in (12, 16, 18))
     lines += [
-      f"rule of thumb: all {human(self.weights)}weights trained with Adam, without "
+      f"rule of thumb: all {human(self.weights)} weights trained with Adam, without "
       f"activations: {low}B (bfloat16 weights and gradients), {middle}B (float32), "
       f"{high}B (mixed precision)"
     ]

@@ -118,12 +118,7 @@ def check(config, rows: int = 0, tokens: int = 0, quantised: bool = False):
     ("length", "data.max_tokens", tokens, 1),
     ("heads", "the model's heads", config.heads, 1),
     ("heads", "its heads of keys and values", config.kv_heads, 1),
-    (
-      "heads",
-      "inputs of its attention's output",
-      config.heads * config.head_dim,
-      group,
-    ),
+    ("heads", "inputs of attention's output", config.heads * config.head_dim, group),
     ("ff", "its feed-forward width", config.ff, group),
     ("vocab", "its vocabulary", config.vocab_size, 1),
     ("width", "its width", config.width, 1),
