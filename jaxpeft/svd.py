@@ -67,9 +67,11 @@ def leading(key, w, rank: int, iterations: int | None = None):
 def randomised(key, w, rank: int, iterations: int = 4, oversample: int = 0):
   """Approximate leading triplets by subspace iteration, in O(in out rank).
 
-  As torch.svd_lowrank has it: a random basis, `iterations` rounds of products with w
-  and its transpose with a QR each, and the exact SVD within that basis. Source: Halko
-  et al. 2011, algorithms 4.4 and 5.1.
+  As torch.svd_lowrank has it: products of w and its transpose with a random basis,
+  `iterations` times, and the exact SVD within what they span. Source: Halko et al.
+  2011, algorithms 4.4 and 5.1. Unlike there, w'w is shifted by what is known of its
+  next eigenvalue: an iteration gains up to twice as much where singular values decay
+  slowly. Source: Feng et al. 2024, ACM TOMS 50(2), "Algorithm 1043".
 
   Args:
     key: of the basis.
@@ -85,7 +87,7 @@ def randomised(key, w, rank: int, iterations: int = 4, oversample: int = 0):
   # A transposed copy: XLA:CPU multiplies by a transpose at a fifth of the speed.
   wt = jax.lax.optimization_barrier(w.T)
   columns = min(rank + oversample, *w.shape)
-  if w.shape[0] < w.shape[1]:  # the basis lies on the longer side, as in torch
+  if w.shape[0] < w.shape[1]:  # bases lie on the shorter side
     vt, s, u = _within(key, wt, w, columns, iterations)
     u, vt = u.T, vt.T
   else:
@@ -95,11 +97,13 @@ def randomised(key, w, rank: int, iterations: int = 4, oversample: int = 0):
 
 def _within(key, w, wt, columns: int, iterations: int):
   """The SVD of w within a basis found by iteration; wt is its transpose."""
-  q = _basis(w @ jax.random.normal(key, (w.shape[1], columns)))
+  p, shift = _basis(jax.random.normal(key, (w.shape[1], columns)))[0], 0.0
   for _ in range(iterations):
-    q = _basis(wt @ q)
-    q = _basis(w @ q)
-  q = _orthonormal(q)
+    p, r = _basis(wt @ (w @ p) - shift * p)
+    # Below half the last eigenvalue within p: those beyond it cannot overtake.
+    least = jnp.linalg.svd(r, compute_uv=False)[-1]
+    shift = jnp.where(least > shift, (least + shift) / 2, shift)
+  q = _orthonormal(w @ p)
   # w is about q (q' w) = q (r' p'), r small: only its SVD is needed.
   y = wt @ q
   p = _orthonormal(y)
@@ -108,14 +112,16 @@ def _within(key, w, wt, columns: int, iterations: int):
 
 
 def _basis(y):
-  """A well-conditioned basis [n, k] of the columns of y [n, k], n >= k.
+  """(q, r) with y = q r: a well-conditioned basis of the columns of y [n, k], n >= k.
 
   One round of Cholesky's QR: products, and so several times as fast as Householder's,
   and orthonormal up to y's condition, which is enough between products with w. Where
   y'y is too near to singular for it in float32, Householder's after all.
   """
-  q = _cholesky_qr(y)
-  return jax.lax.cond(jnp.isfinite(q).all(), lambda: q, lambda: jnp.linalg.qr(y)[0])
+  q, r = _cholesky_qr(y)
+  return jax.lax.cond(
+    jnp.isfinite(q[0]).all(), lambda: (q, r), lambda: tuple(jnp.linalg.qr(y))
+  )
 
 
 def _orthonormal(y):
@@ -123,17 +129,17 @@ def _orthonormal(y):
 
   Source: Yamamoto et al. 2015, Electronic Transactions on Numerical Analysis 44.
   """
-  q = _cholesky_qr(_basis(y))
+  q, _ = _cholesky_qr(_cholesky_qr(y)[0])
   loss = jnp.abs(q.T @ q - jnp.eye(y.shape[1])).max()
   return jax.lax.cond(loss < 1e-5, lambda: q, lambda: jnp.linalg.qr(y)[0])
 
 
 def _cholesky_qr(y):
-  """y R^-1 with y'y = R'R; NaN where that fails."""
+  """(y r^-1, r) with y'y = r'r; NaN where that fails."""
   lower = jnp.linalg.cholesky(y.T @ y)
   identity = jnp.eye(y.shape[1])
   inverse = jax.lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
-  return y @ inverse.T
+  return y @ inverse.T, lower.T
 
 
 def canonical_signs(u, s, vt):

@@ -582,7 +582,7 @@ def test_vera_weights_share_corners_of_one_pair():
 
 @pytest.mark.parametrize("shape", [(60, 90), (90, 60)])
 @pytest.mark.parametrize("iterations", [0, 2, 8])
-def test_randomised_svd_is_as_near_as_torchs(shape, iterations):
+def test_randomised_svd_is_at_least_as_near_as_torchs(shape, iterations):
   torch = pytest.importorskip("torch")
   rng = np.random.default_rng(0)
   u, v = (np.linalg.qr(rng.normal(size=(n, 60)))[0] for n in shape)
@@ -600,7 +600,9 @@ def test_randomised_svd_is_as_near_as_torchs(shape, iterations):
 
   ours = [lost(*svd.randomised(jax.random.key(i), w, 8, iterations)) for i in range(20)]
   want = np.mean([theirs(i) for i in range(20)])
-  assert np.mean(ours) == pytest.approx(want, rel=0.01 if iterations else 0.05)
+  assert np.mean(ours) < want * (1.002 if iterations else 1.05)
+  if iterations == 8:  # what the shift gains
+    assert np.mean(ours) - 1 < 0.7 * (want - 1)
   assert min(ours) >= 1 - 1e-5
   exact = svd.randomised(jax.random.key(0), w, 8, 30, 8)
   np.testing.assert_allclose(exact[1], spectrum[:8], rtol=1e-4)
