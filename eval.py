@@ -48,6 +48,7 @@ def main(argv):
 
   build.check_options(config)
   build.enter_mesh(sharding.mesh(tensor=parsed.tensor))
+  log.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
   model = build.load_run(parsed.ckpt, config)
   held_out, problems, summary = build.held_out(config, model.tokenizer)
   log.note(summary)

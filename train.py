@@ -56,11 +56,14 @@ def main(argv):
   tx, rate = optim.make(t.steps, **config.optim)
   build.check_options(config)  # reading a real model takes minutes
   build.enter_mesh(sharding.mesh(**config.mesh))
+  log.note(f"reading {config.model.source} ...")
   base = build.base(config)
   build.check(config, base, tx)
   data = build.data(config, base)
   first = training.split(data.batches[0], t.accumulate)
-  workdir = cli.prepare_workdir(parsed.workdir or f"runs/{name}", config)
+  workdir = cli.prepare_workdir(
+    f"runs/{name}" if parsed.workdir is None else parsed.workdir, config
+  )
   finished = [line for line in log.read(workdir / "metrics.jsonl") if "final" in line]
   if finished:
     log.note(f"{workdir} is finished; next: python eval.py --ckpt={workdir}")
@@ -79,9 +82,11 @@ def main(argv):
 
   scored = bool(e.task and data.problems)
   if new and scored:
+    log.note(f"{len(data.problems)} answers of the base model ...")
     before = answer(base, "base model")
     samples = [record["text"] for record in before.records[:3]]
     logs.write(0, base_accuracy=before.accuracy[e.answer], base_samples=samples)
+  log.note("adapting ...")
   run = build.adapt(config, base, data.batches if new else None,
                     None if new else workdir / "start")  # fmt: skip
   beside = adapters.kept(run.frozen)  # of the start: saved beside theta

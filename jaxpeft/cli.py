@@ -124,6 +124,8 @@ def prepare_workdir(path: str, config) -> pathlib.Path:
   """
   from jaxpeft import distributed
 
+  if not path:
+    raise InputError("--workdir= is empty: name a directory, or leave the flag out")
   workdir = pathlib.Path(path)
   text = json.dumps(to_json(config), indent=2) + "\n"
   for turn in (True, False):

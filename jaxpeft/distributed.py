@@ -3,31 +3,29 @@
 Fail-stop: a run goes on in all processes or in none, and whoever started them starts
 them again (`launch`, SLURM, JobSet). On a single process nothing here does anything.
 
-This is the one module that uses jax._src: there is no public way to find out whether
-there is a cluster, or to wait for hosts without a collective on their devices.
+This module and `gangs` use jax._src: there is no public way to find out whether there
+is a cluster, or to wait for hosts without a collective on their devices.
 """
 
-import contextlib
-import glob
-import importlib.util
+import ctypes
 import itertools
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 
 import jax
-from jax._src import clusters
 from jax._src import distributed as _jax
 
+from jaxpeft import gangs
 from jaxpeft.errors import InputError
 
 CRASHED = 17  # exit status after an exception, where there are several processes
 _BAD_INPUT = 2
 _wait_s = None  # as initialize was told
 _numbers = itertools.count()  # keys of the coordination service are used once
+_kept = []  # what C code calls: collected, it would crash
 
 
 def initialize(
@@ -70,17 +68,36 @@ def initialize(
     initialization_timeout=start_s,
     shutdown_timeout_seconds=end_s,
   )
-  given = _given(coordinator, num_processes, process_id)
-  if given is not None:
-    if given[1] > 1:
+  told = gangs.given(coordinator, num_processes, process_id)
+  if told is not None:
+    if told[1] > 1:
       jax.distributed.initialize(
-        *given, cluster_detection_method="deactivate", **timeouts
+        *told, cluster_detection_method="deactivate", **timeouts
       )
+      _tell_of_aborts()
     return
-  cluster = _cluster()
+  cluster = gangs.detected()
   if cluster is None or cluster.get_process_count() == 1:
     return
-  jax.distributed.initialize(local_device_ids=_cluster_gpus(os.environ), **timeouts)
+  jax.distributed.initialize(
+    local_device_ids=gangs.gpus_of_process(os.environ), **timeouts
+  )
+  _tell_of_aborts()
+
+
+def _tell_of_aborts():
+  """One clear last line, and status 17, where JAX aborts since another process died."""
+  line = (
+    b"error: aborted, as another process ended or is silent; JAX's words are above\n"
+  )
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def handler(_):
+    os.write(2, line)
+    os._exit(CRASHED)
+
+  _kept.append(handler)
+  ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def count() -> int:
@@ -158,16 +175,6 @@ class Stop:
     self.number = number
 
 
-@contextlib.contextmanager
-def one_clear_exit():
-  """Where there are several processes, an exception ends this one at once: `end`."""
-  try:
-    yield
-  except BaseException as e:
-    end(e)
-    raise
-
-
 def end(e: BaseException):
   """Tells what went wrong and ends this process, if there are others; else returns.
 
@@ -184,114 +191,8 @@ def end(e: BaseException):
       time.sleep(2)
   else:
     traceback.print_exception(e)
+    print("error: ended by the exception above; so will the others", file=sys.stderr)
     status = 130 if isinstance(e, KeyboardInterrupt) else CRASHED
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
-
-
-def visible_gpus(env) -> int:
-  """How many NVIDIA GPUs a process with this environment may use; needs no driver."""
-  if env.get("JAX_PLATFORMS") == "cpu":
-    return 0
-  named = env.get("CUDA_VISIBLE_DEVICES")
-  if named is not None:
-    return len([name for name in named.split(",") if name.strip() not in ("", "-1")])
-  return len(glob.glob("/dev/nvidia[0-9]*"))
-
-
-def share(gpus: int, processes: int, index: int) -> list[int]:
-  """Which of a machine's GPUs belong to its process `index`.
-
-  Raises:
-    InputError: if they cannot be shared equally.
-  """
-  if gpus % processes:
-    raise InputError(
-      f"{processes} processes cannot share {gpus} GPUs of one machine equally; "
-      "start one process on each machine, or one for each GPU"
-    )
-  each = gpus // processes
-  return list(range(index * each, (index + 1) * each))
-
-
-def _given(coordinator, num_processes, process_id):
-  """(coordinator, num_processes, process_id) from arguments and environment, or None.
-
-  Raises:
-    InputError: if only some are there, or one is no sensible value.
-  """
-  values = {}
-  for name, value in (
-    ("coordinator", coordinator),
-    ("num_processes", num_processes),
-    ("process_id", process_id),
-  ):
-    value = os.environ.get(f"JAXPEFT_{name.upper()}") if value is None else value
-    if value not in (None, ""):
-      values[name] = value
-  if not values:
-    return None
-  for name in values.keys() & {"num_processes", "process_id"}:
-    try:
-      values[name] = int(values[name])
-    except ValueError as e:
-      raise InputError(f"{name} = {values[name]!r} is no number") from e
-  if values.get("num_processes") == 1 and not values.get("process_id"):
-    return values.get("coordinator"), 1, 0
-  missing = {"coordinator", "num_processes", "process_id"} - values.keys()
-  if missing:
-    raise InputError(
-      f"several processes need {' and '.join(sorted(missing))} too: "
-      "--coordinator=HOST:PORT --num_processes=N --process_id=I, or "
-      "JAXPEFT_COORDINATOR, JAXPEFT_NUM_PROCESSES and JAXPEFT_PROCESS_ID"
-    )
-  address, n, i = values["coordinator"], values["num_processes"], values["process_id"]
-  if not re.fullmatch(r".+:\d+", address):
-    raise InputError(f"coordinator {address!r} is not HOST:PORT")
-  if not 0 <= i < n:
-    raise InputError(f"process_id {i} is not from 0 to num_processes - 1 = {n - 1}")
-  return address, n, i
-
-
-def _cluster():
-  """JAX's description of the cluster that this process is part of, or None."""
-  for kind in clusters.ClusterEnv._cluster_types:
-    if kind.opt_in_only_method:
-      continue
-    if kind.__name__ == "K8sCluster" and not (
-      "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
-    ):
-      continue  # a notebook's pod is no cluster, and not worth a warning
-    if kind.is_env_present():
-      return kind
-  return None
-
-
-def _cluster_gpus(env) -> list[int] | None:
-  """GPUs of this process under SLURM or Open MPI; None leaves it to JAX.
-
-  JAX takes one process for each GPU for granted: with one process on a machine of
-  eight, it would use GPU 0 only and say nothing.
-  """
-  gpus = visible_gpus(env)
-  if not gpus or env.get("JAX_LOCAL_DEVICE_IDS"):
-    return None
-  if "SLURM_STEP_TASKS_PER_NODE" in env and "SLURM_LOCALID" in env:
-    tasks = _tasks(env["SLURM_STEP_TASKS_PER_NODE"], int(env.get("SLURM_NODEID", 0)))
-    if gpus < int(env.get("SLURM_GPUS_ON_NODE", gpus)):
-      return list(range(gpus))  # --gpus-per-task: the others' are hidden already
-    return share(gpus, tasks, int(env["SLURM_LOCALID"]))
-  if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
-    tasks, index = (env[f"OMPI_COMM_WORLD_LOCAL_{x}"] for x in ("SIZE", "RANK"))
-    return share(gpus, int(tasks), int(index))
-  return None
-
-
-def _tasks(text: str, node: int) -> int:
-  """Tasks on a node, from SLURM's "2(x3),1": nodes 0 to 2 have two, node 3 has one."""
-  counts = []
-  for part in text.split(","):
-    number, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
-    counts += [int(number)] * int(times or 1)
-  return counts[node]

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from jaxpeft import distributed
+from jaxpeft import gangs
 from jaxpeft.errors import InputError
 
 _BAD_INPUT = 2  # exit status: another try would end the same
@@ -98,11 +98,9 @@ class _Gang:
       )
       if devices is not None:
         env |= dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
-      gpus = distributed.visible_gpus(env)
+      gpus = gangs.visible_gpus(env)
       if gpus and count > 1:
-        env["JAX_LOCAL_DEVICE_IDS"] = ",".join(
-          map(str, distributed.share(gpus, count, i))
-        )
+        env["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, gangs.share(gpus, count, i)))
       sinks = dict(stdout=sys.stdout, stderr=sys.stderr)
       if i == 0:  # to a terminal itself, for its progress bar; else by whole lines
         sinks = {name: sink for name, sink in sinks.items() if not sink.isatty()}

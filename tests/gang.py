@@ -5,6 +5,7 @@ checkpoint after every second, and one mishap: {"what": "SIGKILL", "process": 1,
 "step": 5} happens in that process when so many steps are done, unless it was restarted.
 After a restart, {"unreadable": 1} keeps process 1 from reading the newest checkpoint.
 {"processes": {"heartbeat_s": 5}} changes the config's section of that name.
+{"late": 1} has process 1 compile for long; {"careless": true} does not wait for it.
 """
 
 import json
@@ -25,6 +26,7 @@ from jaxpeft.checkpoints import state as checkpoints
 from jaxpeft.errors import InputError
 
 STEPS = 10
+LATE_S = 35  # Gloo gives up on a first collective after 30
 
 
 class State(NamedTuple):
@@ -76,7 +78,10 @@ def main(o):
 
   state = jax.jit(start, out_shardings=kinds)()
   step_fn = jax.jit(step, out_shardings=kinds, donate_argnums=0).lower(state).compile()
-  distributed.barrier("compiled")
+  if o.get("late") == jax.process_index():
+    time.sleep(LATE_S)
+  if not o.get("careless"):
+    distributed.barrier("compiled")
   store = None
   if o.get("directory"):
     store = checkpoints.Checkpoints(pathlib.Path(o["directory"]))

@@ -40,14 +40,6 @@ def compare(method, quantize, sizes):
   assert got[2] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.fixture(autouse=True)
-def _quick():
-  """Less time to compile what runs for a moment only."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize(
   ("method", "quantize", "sizes"),
   [("LoRA", "nf4", (2, 2, 2)), ("SVFT", None, (1, 8, 1))],

@@ -198,5 +198,6 @@ def test_each_device_starts_some_layers_and_the_start_is_the_same(method):
   places = partitions.flatten(sharding.shardings(got, mesh))
   want = partitions.flatten(want)
   for path, leaf in partitions.flatten(got).items():
-    np.testing.assert_array_equal(leaf, want[path], err_msg=path)
+    # The same draws and decompositions, up to the last bit of a product or erf.
+    np.testing.assert_allclose(leaf, want[path], rtol=0, atol=1e-7, err_msg=path)
     assert leaf.sharding.is_equivalent_to(places[path], leaf.ndim), path
