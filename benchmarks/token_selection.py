@@ -12,16 +12,13 @@ import argparse
 import math
 import os
 import statistics
-import time
 
 import jax
 import jax.extend.core
-import numpy as np
-import optax
+from ready import ready
 from train_step import SHAPE
 
 import jaxpeft
-from jaxpeft import model, tokens, training
 
 BATCH, LENGTH = 4, 512
 CASES = [(remat, f) for remat in ("none", "layer") for f in (1.0, 0.3, 0.1)]
@@ -41,52 +38,20 @@ def flops(jaxpr) -> int:
   return total
 
 
-def contestant(remat: str, fraction: float):
-  """(step function, FLOPs, its compiled temporaries)."""
-  config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
-  net = jaxpeft.Transformer(config, remat=remat)
-  params = model.init(net, 0)
-  rules = {"layers_.*/(attn|mlp)/.*": jaxpeft.LoRA(rank=16, alpha=16.0)}
-  params = jaxpeft.adapt(params, rules, jax.random.key(0))
-  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
-  tx = optax.adamw(1e-4)
-  state = training.init_state(trainable, tx)
-  ids = np.random.default_rng(0).integers(0, 4096, (1, BATCH, LENGTH), np.int32)
-  position = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape)
-  batch = dict(
-    tokens=ids,
-    targets=ids,
-    weights=np.ones(ids.shape, np.float32),
-    position=position,
-    segment=np.ones_like(ids),
-  )
-  step_fn = training.make_step(net, tx, selection=tokens.Selection(fraction))
-  traced = step_fn.trace(state, frozen, batch)
-  compiled = traced.lower().compile()
-
-  def step():
-    nonlocal state
-    clock = time.perf_counter()
-    state, metrics = compiled(state, frozen, batch)
-    jax.block_until_ready(metrics)
-    return time.perf_counter() - clock
-
-  memory = compiled.memory_analysis().temp_size_in_bytes
-  return step, flops(traced.jaxpr.jaxpr), memory
-
-
 def main():
   """Measures and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
-  made = {case: contestant(*case) for case in CASES}
-  for step, *_ in made.values():
-    step()
+  lora = jaxpeft.LoRA(rank=16, alpha=16.0)
+  made = {case: ready(SHAPE, lora, BATCH, LENGTH, *case) for case in CASES}
+  counts = {case: flops(own.jaxpr) for case, own in made.items()}
+  for own in made.values():
+    own.step()
   seconds = {case: [] for case in made}
   for _ in range(args.rounds):
-    for case, (step, *_) in made.items():
-      seconds[case].append(step())
+    for case, own in made.items():
+      seconds[case].append(own.step())
 
   def ratio(case, to):
     pairs = zip(seconds[case], seconds[to], strict=True)
@@ -94,10 +59,11 @@ def main():
 
   print(f"{os.cpu_count()} cores, {args.rounds} rounds, medians of ratios in a round")
   print("remat  tokens  GFLOP  x FLOPs  x time  x time of remat layer  temporaries MiB")
-  for case, (_, count, memory) in made.items():
-    whole = (case[0], 1.0)
+  for case, own in made.items():
+    whole, count = (case[0], 1.0), counts[case]
+    memory = own.compiled.memory_analysis().temp_size_in_bytes
     print(
-      f"{case[0]:5}{case[1]:>8.0%}{count / 1e9:>7.0f}{count / made[whole][1]:>9.2f}"
+      f"{case[0]:5}{case[1]:>8.0%}{count / 1e9:>7.0f}{count / counts[whole]:>9.2f}"
       f"{ratio(case, whole):>8.2f}{ratio(case, ('layer', 1.0)):>23.2f}"
       f"{memory / 2**20:>17.0f}"
     )

@@ -49,39 +49,9 @@ def measure(step, steps: int) -> dict:
 
 def ours(adapter, steps: int) -> dict:
   """A step of jaxpeft."""
-  import jax
-  import numpy as np
-  import optax
+  from ready import ready
 
-  import jaxpeft
-  from jaxpeft import model, training
-
-  config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
-  net = jaxpeft.Transformer(config)
-  params = model.init(net, 0)
-  params = jaxpeft.adapt(
-    params, {"layers_.*/(attn|mlp)/.*": adapter}, jax.random.key(0)
-  )
-  trainable, frozen = jaxpeft.partition(params, jaxpeft.trainable_mask(params))
-  tx = optax.adamw(1e-4)
-  state = training.init_state(trainable, tx)
-  tokens = np.random.default_rng(0).integers(0, 4096, (1, BATCH, LENGTH), np.int32)
-  position = np.arange(LENGTH, dtype=np.int32)
-  batch = dict(
-    tokens=tokens,
-    targets=tokens,
-    weights=np.ones(tokens.shape, np.float32),
-    position=np.broadcast_to(position, tokens.shape),
-    segment=np.ones_like(tokens),
-  )
-  step_fn = training.make_step(net, tx).lower(state, frozen, batch).compile()
-
-  def step():
-    nonlocal state
-    state, metrics = step_fn(state, frozen, batch)
-    jax.block_until_ready(metrics)
-
-  return measure(step, steps)
+  return measure(ready(SHAPE, adapter, BATCH, LENGTH).step, steps)
 
 
 def peer_model(lora: bool):

@@ -3,6 +3,8 @@
 Between forward and backward only queries, keys, values, the output and one number per
 query are kept; scores of one block of queries at a time are formed, and formed again.
 Source: Rabe and Staats 2021; Dao et al. 2022 (without their tiles over keys).
+cuDNN's attention, in `jax.nn.dot_product_attention`, has neither segments nor positions
+of chosen tokens: a mask in their place would be the array [T, S] that is to be spared.
 Axes: B batch, T queries, S keys of all parts, K key/value heads, G query heads of each,
 N head_dim.
 """
@@ -56,6 +58,24 @@ def attend(q, where: Where, parts: list[KV], window, scale: float, cap: float | 
   kv = tuple((part.k, part.v) for part in parts)
   places = (where, tuple(part.where for part in parts), window)
   return _attend(scale, cap, q, kv, places)
+
+
+def received(q, kv: KV, window, scale: float, cap: float | None):
+  """How much attention each token gets, float32[B, T], summed over queries and heads.
+
+  Args:
+    q: [B, K, G, T, N], rotated, of the tokens of kv; else as in `attend`.
+  """
+
+  def block(total, item):
+    qi, whereis = item
+    s, _ = _scores(scale, cap, qi, kvi, _seen(whereis, (kv.where,), window))
+    p = jax.nn.softmax(s) * (whereis.segment != 0)[:, None, None, :, None]
+    return total + p.sum((1, 2, 3)), None
+
+  kvi = ((kv.k, kv.v),)
+  items = _of(slice(None), (q,), kv.where)
+  return _loop(block, jnp.zeros(kv.where.position.shape), items, kvi)[0]
 
 
 def visible(query: Where, key: Where, window):

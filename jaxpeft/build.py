@@ -215,6 +215,10 @@ def data(config, base_model: model.Model) -> Data:
     train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed
   )
   summary, examples, problems = [train.summary(d.train)], [], []
+  if not tokenizer.eos_ids:
+    summary.append(
+      "the tokenizer names no end of text: answers are learned without one"
+    )
   if d.eval:
     examples, problems, line = held_out(config, tokenizer)
     summary.append(line)

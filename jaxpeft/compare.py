@@ -9,13 +9,12 @@ on with the run it was at.
 import json
 import math
 import pathlib
-import runpy
 import signal
 import statistics
 import subprocess
 import sys
 
-from jaxpeft import evaluate, log
+from jaxpeft import cli, evaluate, log
 from jaxpeft.errors import InputError
 
 TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
@@ -51,11 +50,11 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
   names = [pathlib.Path(path).stem for path in configs]
   if len(set(names)) < len(names):
     raise InputError(f"two configs have the same name: {names}")
+  lrs = [_read_lr(path, extra) for path in configs]
   out = pathlib.Path(out)
   total, done = len(configs) * (len(times) + seeds - 1), 0
   rows, raw = [], []
-  for name, path in zip(names, configs, strict=True):
-    own = _read_lr(path)
+  for name, path, own in zip(names, configs, lrs, strict=True):
     grid = []
     for factor in times:
       done += 1
@@ -163,10 +162,6 @@ def _run(path: str, folder: pathlib.Path, lr: float, seed: int, extra: list) -> 
   speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
   speed = statistics.median(speeds) if speeds else 0.0
   final = next(line for line in lines if "final" in line)
-  if "accuracy" not in final:
-    raise InputError(
-      f"{workdir} has no accuracy to compare: set eval.task and data.eval"
-    )
   drop = ("samples", "base_samples", "prompts")
   kept = {k: x for k, x in final.items() if k not in drop}
   return kept | dict(lr=lr, seed=seed, tokens_per_s=speed, workdir=str(workdir))
@@ -216,8 +211,13 @@ def _summary(name: str, runs: list[dict], factor: float, times: list[float]) -> 
   )
 
 
-def _read_lr(path: str) -> float:
+def _read_lr(path: str, extra: list) -> float:
+  """The learning rate of a config, which must have an accuracy to compare."""
+  changes = [word for word in extra if word.startswith("--config.")]
   try:
-    return float(runpy.run_path(path)["get_config"]().optim.lr)
+    config = cli.load_config(path, changes)
   except Exception as e:  # whatever a config file does wrong
     raise InputError(f"cannot read the config {path}: {e}") from e
+  if not (config.eval.task and config.data.eval):
+    raise InputError(f"{path} has no accuracy to compare: set eval.task and data.eval")
+  return float(config.optim.lr)

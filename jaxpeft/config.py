@@ -14,11 +14,13 @@ def base() -> config_dict.ConfigDict:
   c.seed = 0  # of initialisation, data order and sampling
 
   c.model = config_dict.ConfigDict()
-  c.model.source = "embedded"  # or a directory, a hub id "org/name", or "init:SHAPE"
+  c.model.source = (
+    "embedded"  # or a directory, hub id "org/name[@revision]", "init:SHAPE"
+  )
   c.model.dtype = "float32"  # of the frozen weights and the matmuls; or "bfloat16"
   c.model.quantize = ""  # or "nf4": 4 bits for every projection, as QLoRA has it
   c.model.groups = ()  # layers per scan, e.g. (24, 8); () is all in one
-  c.model.remat = "products"  # kept for the backward pass; see layers.REMAT
+  c.model.remat = "products"  # what is kept: layers.REMAT; "a,b" for two groups
 
   # name -> {name: a method, match: regex of whole paths, and the method's options}
   c.adapt = config_dict.ConfigDict()
@@ -56,7 +58,7 @@ def base() -> config_dict.ConfigDict:
 
   c.tokens = config_dict.ConfigDict()  # which carry gradient; see tokens.Selection
   c.tokens.fraction = 1.0  # of a row's; 1 is all
-  c.tokens.choose = "random"  # or "completion", "prefix", "loss"
+  c.tokens.choose = "random"  # or "completion", "prefix", "loss", "attention"
   c.tokens.always = 1  # first tokens of every example, chosen before all others
   c.tokens.reweigh = False  # rows weigh by all their supervised tokens
 

@@ -18,7 +18,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft import chunks, partitions, sharding
-from jaxpeft.attention import KV, Where, attend
+from jaxpeft.attention import KV, Where, attend, received
 from jaxpeft.linear import Weights, dense, linear
 from jaxpeft.model_config import ModelConfig
 from jaxpeft.rope import rotate
@@ -76,9 +76,7 @@ class LayerWeights(nn.Module):
     )
 
 
-def run(
-  c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep_kv=False
-):
+def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep=None):
   """Layers one after the other, over their stacked weights.
 
   Args:
@@ -88,9 +86,9 @@ def run(
     places: a `Place` for each.
     windows: int[layers].
     cache: KV with a leading axis of layers on k and v, of tokens seen by all; or None.
-    keep_kv: whether to return keys and values.
+    keep: what to return of each layer, see `layer`.
   Returns:
-    (xs, (k, v) [layers, B, K, T, N] of the first stream, or None).
+    (xs, what was kept, with a leading axis of layers).
   """
   outside = cache and cache.where
   chunked = remat not in ("none", "products")
@@ -98,13 +96,12 @@ def run(
   def body(xs, item):
     w, window, kv = item
     xs = checkpoint_name(xs, "hidden") if remat == "offload" else xs
-    xs, new = layer(c, w, xs, places, window, kv and KV(*kv, outside), chunked)
-    return xs, (new if keep_kv else None)
+    return layer(c, w, xs, places, window, kv and KV(*kv, outside), chunked, keep)
 
   again = functools.partial(jax.checkpoint, prevent_cse=False)
   if remat == "none" and sharding.cut("width") > 1:
     body = again(body, policy=_all_but_gathered)
-  if remat == "segments" and cache is None and not keep_kv:
+  if remat == "segments" and cache is None and not keep:
     return _segments(again, body, xs, stack, windows), None
   if remat in _KEEP:
     policy = jax.checkpoint_policies.save_only_these_names(*_KEEP[remat])
@@ -148,7 +145,7 @@ def _segments(again, body, xs, stack, windows):
   return lax.scan(again(segment), xs, items)[0]
 
 
-def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False):
+def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep=None):
   """One layer over one stream, or over two of which the second is constant.
 
   Args:
@@ -158,8 +155,9 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False):
     window: int32[], how many positions back a token sees.
     cache: KV of other tokens, seen by all; or None.
     chunked: whether the backward pass may compute the feed-forward part again.
+    keep: a key of `_KEPT`, or None.
   Returns:
-    (xs, (k, v) of the first stream).
+    (xs, what is kept of the first stream, or None).
   """
   constant = lax.stop_gradient
   w = sharding.gathered(w)
@@ -177,7 +175,7 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False):
   for i, (w, x, q) in enumerate(zip(ws, xs, qs, strict=True)):
     parts = [kvs[i], *others[i], *([cache] if cache else [])]
     ys.append(_finish(c, w, x, q, places[i].where, parts, window, chunked or i > 0))
-  return tuple(ys), tuple(kvs[0][:2])
+  return tuple(ys), keep and _KEPT[keep](c, qs[0], kvs[0], window)
 
 
 def _qkv(c, w, x, place: Place):
@@ -199,10 +197,8 @@ def _qkv(c, w, x, place: Place):
 def _finish(c, w, x, q, where, parts, window, chunked: bool):
   """The layer's output [B, T, D], from its queries and all keys and values."""
   attn, mlp, norm, bias = w["attn"], w["mlp"], w["norm"], w["bias"]
-  b, _, t, n = q.shape
-  scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-  grouped = q.reshape(b, c.kv_heads, -1, t, n)
-  h = attend(grouped, where, parts, window, scale, c.attn_softcap)
+  b, _, t, _ = q.shape
+  h = attend(_grouped(c, q), where, parts, window, _scale(c), c.attn_softcap)
   h = h.reshape(q.shape).swapaxes(1, 2).reshape(b, t, -1)
   h = add_bias(linear(h, attn["o"], "attention"), bias.get("o"))
   x = x + (rms_norm(h, norm["attn_post"], c) if c.post_norms else h)
@@ -226,6 +222,23 @@ def _finish(c, w, x, q, where, parts, window, chunked: bool):
   else:
     x = feed_forward(x)
   return sharding.constrain(x, "batch", "length", None)
+
+
+def _received(c, q, kv: KV, window):
+  return received(_grouped(c, q), kv, window, _scale(c), c.attn_softcap)
+
+
+# What else may be returned of a layer's first stream.
+_KEPT = {"kv": lambda c, q, kv, window: (kv.k, kv.v), "attention": _received}
+
+
+def _grouped(c: ModelConfig, q):
+  """[B, H, T, N] -> [B, K, G, T, N]."""
+  return q.reshape(q.shape[0], c.kv_heads, -1, *q.shape[2:])
+
+
+def _scale(c: ModelConfig) -> float:
+  return c.head_dim**-0.5 if c.query_scale is None else c.query_scale
 
 
 def gated(gate, up, activation: str):

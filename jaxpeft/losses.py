@@ -10,23 +10,17 @@ from jaxpeft import chunks, sharding
 _NUMBERS = 2**23  # of logits at a time: 32 MiB in float32
 
 
-def cross_entropy(logits, targets, weights):
+def cross_entropy(to_logits, hidden, targets, weights):
   """Weighted sum of -log p(target), and the sum of the weights.
 
   Sums, not a mean: gradients of microbatches and devices add up to that of the whole.
 
   Args:
-    logits: float[B, T, V].
-    targets: int[B, T].
+    to_logits, hidden, targets: see `of_tokens`.
     weights: float[B, T]; 0 where a token is not supervised.
   Returns:
     (float32[], float32[]).
   """
-  return jnp.sum(_losses(logits, targets) * weights), jnp.sum(weights)
-
-
-def chunked(to_logits, hidden, targets, weights):
-  """`cross_entropy` from hidden states; see `of_tokens`."""
   losses = of_tokens(to_logits, hidden, targets)
   return jnp.sum(losses * weights), jnp.sum(weights)
 

@@ -15,7 +15,7 @@ from jaxpeft.data import tokenizer as tokenizers
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.layers import REMAT
 from jaxpeft.model_config import ModelConfig
-from jaxpeft.transformer import Transformer, layer_groups
+from jaxpeft.transformer import Transformer, group_remats, layer_groups
 
 DTYPES = ("float32", "bfloat16")
 
@@ -104,7 +104,8 @@ def load(
       "init:SHAPE", a shape of `zoo.SHAPES` with random weights and the toy's tokenizer.
     dtype: "float32" or "bfloat16", of weights and matmuls.
     groups: layers per scan, summing to the depth; () is one scan.
-    remat: what the backward pass computes again; a key of `layers.REMAT`.
+    remat: what the backward pass computes again; a key of `layers.REMAT`, or one for
+      each group, with commas between.
     seed: of random weights.
     quantize: "nf4" holds the projections in 4 bits (`nf4.NF4`), as they are read.
   Raises:
@@ -127,8 +128,9 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
   """(Transformer, directory with its weights or tokenizer); arguments as `load`'s."""
   if dtype not in DTYPES:
     raise unknown("model.dtype", dtype, DTYPES)
-  if remat not in REMAT:
-    raise unknown("model.remat", remat, REMAT)
+  for name in remat.split(","):
+    if name not in REMAT:
+      raise unknown("model.remat", name, REMAT)
   if quantize not in (None, "", "nf4"):
     raise unknown("model.quantize", quantize, ("", "nf4"))
   directory = assets.TINY
@@ -141,9 +143,13 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
     directory = assets.TINY if source == "embedded" else hf.find(source)
     config = hf.read_config(directory)
   try:
-    layer_groups(groups, config.depth)
+    depths = layer_groups(groups, config.depth)
   except ValueError as e:
     raise InputError(f"model.groups: {e}") from e
+  try:
+    group_remats(remat, depths)
+  except ValueError as e:
+    raise InputError(f"model.remat: {e}, {depths} of model.groups") from e
   return Transformer(config, tuple(groups), remat, dtype), directory
 
 

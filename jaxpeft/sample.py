@@ -138,7 +138,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   position = jnp.where(slots < p, slots, length[:, None] + slots - p)
   where = Where(position[:, :p], prompt[:, :p].astype(jnp.int32))
   logits, kept = transformer.apply(
-    {"params": params}, tokens, where, keep_kv=True, at=jnp.maximum(length - 1, 0)
+    {"params": params}, tokens, where, keep="kv", at=jnp.maximum(length - 1, 0)
   )
   room = [(0, 0), (0, 0), (0, 0), (0, max_new), (0, 0)]
   cache = jax.tree.map(lambda x: jnp.pad(x, room), kept)
@@ -167,7 +167,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
       token[:, None],
       here,
       kv=[KV(k, v, seen) for k, v in cache],
-      keep_kv=True,
+      keep="kv",
     )
     token = draw(i + 1, logits[:, 0])
     # No token is negative, so this adds 0. XLA does not know, and has to update the
@@ -194,7 +194,7 @@ def unstack(transformer, params):
   depth = transformer.config.depth
   if size > _UNSTACK_BYTES or len(layer_names(params)) == depth:
     return transformer, params
-  return transformer.clone(groups=(1,) * depth), _cut(params)
+  return transformer.clone(groups=(1,) * depth, remat="none"), _cut(params)
 
 
 @jax.jit

@@ -21,13 +21,21 @@ import jax.numpy as jnp
 
 from jaxpeft.errors import InputError, unknown
 
-# name -> function(key, batch, losses) -> float[B, T]; a row's highest are chosen.
-# `losses()` gives float[B, T], the loss of every token: it costs a forward pass.
+
+class Passes(NamedTuple):
+  """Forward passes without a gradient; each costs what it costs only where called."""
+
+  losses: Callable  # () -> float[B, T], of every token
+  attention: Callable  # () -> float[B, T], that it gets, summed over queries and heads
+
+
+# name -> function(key, batch, passes) -> float[B, T]; a row's highest are chosen.
 CHOICES: dict[str, Callable] = {
-  "random": lambda key, batch, losses: _noise(key, batch),
-  "completion": lambda key, batch, losses: _noise(key, batch) + batch["weights"],
-  "prefix": lambda key, batch, losses: -batch["position"].astype(jnp.float32),
-  "loss": lambda key, batch, losses: losses() * (batch["weights"] > 0),
+  "random": lambda key, batch, passes: _noise(key, batch),
+  "completion": lambda key, batch, passes: _noise(key, batch) + batch["weights"],
+  "prefix": lambda key, batch, passes: -batch["position"].astype(jnp.float32),
+  "loss": lambda key, batch, passes: passes.losses() * (batch["weights"] > 0),
+  "attention": lambda key, batch, passes: passes.attention(),
 }
 
 
@@ -39,7 +47,8 @@ class Selection:
     fraction: of the tokens of a row, padding included; 1 is all: ordinary training.
     choose: a key of `CHOICES`, or such a function. "random" is uniform, "completion"
       random among the supervised tokens and then among the others, "prefix" the first
-      of each example, "loss" those of the highest loss.
+      of each example, "loss" those of the highest loss, "attention" those that get
+      the most of it, over all layers.
     always: the first so many tokens of every example are chosen before all others.
     reweigh: scales the losses of a row by its supervised tokens, over those that were
       chosen, so that rows weigh in the loss as in ordinary training.
@@ -70,21 +79,21 @@ class Split(NamedTuple):
   constant: dict[str, jax.Array] | None  # [B, T - k, ...], in theirs
 
 
-def split(selection: Selection, key, batch: dict, losses: Callable) -> Split:
+def split(selection: Selection, key, batch: dict, passes: Passes) -> Split:
   """Chooses tokens of a batch.
 
   Args:
     selection: which.
     key: of this step's choice.
     batch: arrays [B, T, ...], those of `data.batches` among them.
-    losses: function of nothing -> float[B, T], each token's loss; see `CHOICES`.
+    passes: see `CHOICES`.
   """
   length = batch["tokens"].shape[1]
   k = selection.count(length)
   if k >= length:
     return Split(batch, None)
   choose = selection.choose
-  score = (CHOICES[choose] if isinstance(choose, str) else choose)(key, batch, losses)
+  score = (CHOICES[choose] if isinstance(choose, str) else choose)(key, batch, passes)
   score = jnp.where(batch["position"] < selection.always, jnp.inf, score)
   score = jnp.where(batch["segment"] == 0, -jnp.inf, score)  # padding is the last
   _, chosen = jax.lax.top_k(score, k)

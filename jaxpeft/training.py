@@ -42,7 +42,7 @@ def loss_sum(transformer, params, batch, constant=None):
   """
 
   def score(to_logits, hidden):
-    return losses.chunked(to_logits, hidden, batch["targets"], batch["weights"])
+    return losses.cross_entropy(to_logits, hidden, batch["targets"], batch["weights"])
 
   beside = None if constant is None else _stream(constant)
   return transformer.apply(
@@ -58,6 +58,18 @@ def token_losses(transformer, params, batch):
 
   params = jax.lax.stop_gradient(params)
   return transformer.apply({"params": params}, *_stream(batch), score=score)
+
+
+def token_attention(transformer, params, batch):
+  """How much attention each token gets in all layers, float32[B, T]; no gradient."""
+  params = jax.lax.stop_gradient(params)
+  _, kept = transformer.apply(
+    {"params": params}, *_stream(batch), keep="attention", score=lambda *_: None
+  )
+  return sum(group.sum(0) for group in kept)
+
+
+_PASSES = (token_losses, token_attention)
 
 
 def _stream(batch) -> Stream:
@@ -83,8 +95,10 @@ def make_loss(transformer, neftune: float = 0.0, selection=None):
       batch["noise"] = size * jax.random.uniform(key, shape, minval=-1.0)
     if selection.fraction == 1:
       return loss_sum(transformer, params, batch)
-    own_losses = functools.partial(token_losses, transformer, params, batch)
-    parts = tokens.split(selection, jax.random.fold_in(key, 1), batch, own_losses)
+    passes = tokens.Passes(
+      *(functools.partial(f, transformer, params, batch) for f in _PASSES)
+    )
+    parts = tokens.split(selection, jax.random.fold_in(key, 1), batch, passes)
     return loss_sum(transformer, params, *parts)
 
   return loss_fn

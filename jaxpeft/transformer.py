@@ -34,7 +34,8 @@ class Transformer(nn.Module):
   Attributes:
     config: the architecture.
     groups: layers per scan, summing to depth; () is one scan over all.
-    remat: what of a layer the backward pass computes again; a key of layers.REMAT.
+    remat: what of a layer the backward pass computes again; a key of layers.REMAT, or
+      one for each group, with commas between.
     dtype: of activations and matmuls; norms, softmax and logits are float32.
   """
 
@@ -50,19 +51,21 @@ class Transformer(nn.Module):
     where: Where | None = None,
     noise=None,
     kv=None,
-    keep_kv=False,
+    keep=None,
     at=None,
     score=None,
     constant: Stream | None = None,
   ):
-    """Logits, and with `keep_kv` also each group's (k, v) [depth, B, K, T, N] of x.
+    """Logits, and with `keep` also what each group's layers gave of it.
 
     Args:
       tokens: int[B, T].
       where: positions and segments; None means one full row each from position 0.
       noise: float[B, T, D], added to the embeddings; None is none.
       kv: per group a KV with a leading depth axis on k and v, or None.
-      keep_kv: return keys and values too, to fill a cache.
+      keep: what else to return of every layer, with a leading axis [depth]: "kv", keys
+        and values (k, v) [B, K, T, N], to fill a cache; "attention", float32[B, T], how
+        much of it each token gets; or None.
       at: int[B], the one token of each row to give logits [B, V] for; None is all.
       score: called with the function from final hidden states to logits, and those
         states [B, T, D]; what it returns comes back instead of logits, so that a loss
@@ -78,7 +81,9 @@ class Transformer(nn.Module):
     xs = tuple(self._embed(embed, stream) for stream in streams)
     places = [layers.Place(s.where, rope(s.where.position, c)) for s in streams]
     kept, first = [], 0
-    for i, depth in enumerate(layer_groups(self.groups, c.depth)):
+    depths = layer_groups(self.groups, c.depth)
+    remats = group_remats(self.remat, depths)
+    for i, (depth, remat) in enumerate(zip(depths, remats, strict=True)):
       stack = nn.vmap(
         layers.LayerWeights,
         variable_axes={"params": 0},
@@ -86,9 +91,7 @@ class Transformer(nn.Module):
         axis_size=depth,
       )(c, name=f"layers_{i}")()
       windows = np.array(c.windows[first : first + depth] or [EVERYWHERE] * depth)
-      xs, kept_i = layers.run(
-        c, self.remat, stack, xs, places, windows, kv and kv[i], keep_kv
-      )
+      xs, kept_i = layers.run(c, remat, stack, xs, places, windows, kv and kv[i], keep)
       kept.append(kept_i)
       first += depth
     x = xs[0]
@@ -107,7 +110,7 @@ class Transformer(nn.Module):
       return soft_cap(linear(x, head).astype(jnp.float32), c.final_softcap)
 
     out = to_logits(x) if score is None else score(to_logits, x)
-    return (out, kept) if keep_kv else out
+    return (out, kept) if keep else out
 
   def _embed(self, embed, stream: Stream):
     x = embed[stream.tokens].astype(self.dtype)
@@ -139,6 +142,18 @@ def layer_groups(groups: tuple[int, ...], depth: int) -> tuple[int, ...]:
   if not whole or sum(groups) != depth:
     raise ValueError(f"groups {groups} must be positive and sum to depth {depth}")
   return groups
+
+
+def group_remats(remat: str, groups: tuple[int, ...]) -> list[str]:
+  """The rematerialisation of each group of layers.
+
+  Raises:
+    ValueError: if there is more than one, and not one for each group.
+  """
+  names = remat.split(",")
+  if len(names) not in (1, len(groups)):
+    raise ValueError(f"{remat!r} names {len(names)} for {len(groups)} groups of layers")
+  return names * len(groups) if len(names) == 1 else names
 
 
 def layer_names(params) -> list[str]:

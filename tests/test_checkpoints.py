@@ -147,9 +147,10 @@ def test_damaged_safetensors_are_an_error(tmp_path, damage):
 
 def test_weights_that_lie_twice_on_the_hub_are_fetched_once(tmp_path, monkeypatch):
   hub = pytest.importorskip("huggingface_hub")
-  fetched = []
+  fetched, asked = [], []
 
-  def fetch(source, **patterns):
+  def fetch(source, revision, **patterns):
+    asked.append((source, revision))
     found = ["model.safetensors", "consolidated.safetensors", "tokenizer.json", "x.bin"]
     fetched.extend(hub.utils.filter_repo_objects(found, **patterns))
     return tmp_path
@@ -157,6 +158,8 @@ def test_weights_that_lie_twice_on_the_hub_are_fetched_once(tmp_path, monkeypatc
   monkeypatch.setattr(hub, "snapshot_download", fetch)
   hf.find("org/name")
   assert fetched == ["model.safetensors", "tokenizer.json"]
+  hf.find("org/name@v1.0")
+  assert asked == [("org/name", None), ("org/name", "v1.0")]
 
 
 def test_pickled_weights_are_not_read(tmp_path):

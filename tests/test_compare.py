@@ -113,8 +113,9 @@ time.sleep(1)
 raise SystemExit(143)
 """)
   (tmp_path / "main.py").write_text(f"""
-import pathlib
+import pathlib, signal
 from jaxpeft import cli, compare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
 compare.TRAIN = pathlib.Path({str(tmp_path / "train.py")!r})
 with cli.one_clear_line():
   compare.compare([{str(ROOT / "configs" / "lora.py")!r}], 1, [1.0], "out", [])
@@ -130,7 +131,7 @@ with cli.one_clear_line():
     assert process.poll() is None, process.communicate()
     time.sleep(0.05)
   process.send_signal(number)
-  _, said = process.communicate()
+  _, said = process.communicate(timeout=120)
   assert (tmp_path / "saved").exists()
   assert process.returncode == (130 if number == signal.SIGINT else 2), said
   assert "run the same command to go on" in said.lower()
@@ -150,3 +151,10 @@ with cli.one_clear_line():
 def test_bad_comparisons_are_refused(configs, seeds, times, message, tmp_path):
   with pytest.raises(InputError, match=message):
     compare.compare(configs, seeds, times, tmp_path, [])
+
+
+def test_what_has_no_accuracy_is_refused_before_it_is_trained(tmp_path, monkeypatch):
+  extra = ["--config.eval.task="]
+  monkeypatch.setattr(sys, "argv", ["", *extra])  # where config flags are looked for
+  with pytest.raises(InputError, match="no accuracy to compare"):
+    compare.compare(["configs/lora.py"], 1, [1.0], tmp_path, extra)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxpeft.errors import InputError
 from jaxpeft.tasks import gsm8k
 
 CASES = [  # text, strict, flexible
@@ -70,3 +71,8 @@ def test_every_gold_answer_of_gsm8k_scores_and_mixed_formats_as_the_harness(data
       hits[rule] += hit
   assert hits["strict"] / 1319 == pytest.approx(0.2501895, abs=1e-7)
   assert hits["flexible"] / 1319 == pytest.approx(0.5026535, abs=1e-7)
+
+
+def test_an_answer_without_its_number_is_refused():
+  with pytest.raises(InputError, match="behind '#### '"):
+    gsm8k.prompt(dict(question="How many?", answer="There are 3."))

@@ -7,11 +7,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=str)
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LONG = {"memory": [pytest.mark.slow]}  # it compiles seven steps
+
+
+@pytest.mark.parametrize(
+  "path", [pytest.param(p, id=p.stem, marks=LONG.get(p.stem, [])) for p in PATHS]
+)
 def test_notebook_runs(path):
   nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
-    notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+    notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}
   )
   client.execute()

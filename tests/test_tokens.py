@@ -93,9 +93,14 @@ def mean_and_grad(loss_sum, trainable, frozen):
   return jax.jit(jax.value_and_grad(mean))(trainable)
 
 
+def passes(data):
+  losses = 3.0 - data["tokens"] / 97
+  return tokens.Passes(lambda: losses, lambda: losses)
+
+
 def two_streams(net, trainable, frozen, data, selection, key):
   def loss_sum(params):
-    parts = tokens.split(selection, key, data, lambda: 3.0 - data["tokens"] / 97)
+    parts = tokens.split(selection, key, data, passes(data))
     assert parts.constant is not None
     return training.loss_sum(net, params, *parts)
 
@@ -105,9 +110,7 @@ def two_streams(net, trainable, frozen, data, selection, key):
 def definition(monkeypatch, net, trainable, frozen, data, selection, key):
   """m x + (1 - m) stop_gradient(x) of all that a token gives: right, frees nothing."""
   index = jnp.broadcast_to(jnp.arange(LENGTH), data["tokens"].shape)
-  parts = tokens.split(
-    selection, key, data | dict(index=index), lambda: 3.0 - data["tokens"] / 97
-  )
+  parts = tokens.split(selection, key, data | dict(index=index), passes(data))
   rows = jnp.arange(3)[:, None]
   mask = jnp.zeros(data["tokens"].shape).at[rows, parts.chosen["index"]].set(1)
 
@@ -190,7 +193,7 @@ def test_every_remat_over_4_bits(remat, want):
 
 def test_full_fine_tuning_in_segments_and_groups(monkeypatch):
   config = ModelConfig(**vars(PLAIN) | dict(depth=5))
-  how = dict(remat="segments", groups=(4, 1), config=config)
+  how = dict(remat="segments,none", groups=(4, 1), config=config)
   rules = {LINEARS: ADAPTERS["full"], "embed": ADAPTERS["full"]}
   compare(monkeypatch, rules, batch(), tokens.Selection(0.5), **how)
 
@@ -283,13 +286,12 @@ def test_no_supervised_token_chosen_is_a_step_of_nothing():
 def test_which_tokens_are_chosen():
   data = batch()
   index = jnp.broadcast_to(jnp.arange(LENGTH), (3, LENGTH))
-  losses = jax.random.uniform(jax.random.key(1), (3, LENGTH))
+  losses, attention = jax.random.uniform(jax.random.key(1), (2, 3, LENGTH))
+  measured = tokens.Passes(lambda: losses, lambda: attention)
 
   def chosen(choose, fraction=0.25, always=0, **more):
     selection = tokens.Selection(fraction, choose, always, **more)
-    parts = tokens.split(
-      selection, jax.random.key(0), data | dict(i=index), lambda: losses
-    )
+    parts = tokens.split(selection, jax.random.key(0), data | dict(i=index), measured)
     both = np.concatenate([parts.chosen["i"], parts.constant["i"]], 1)
     assert (np.sort(both, 1) == np.asarray(index)).all(), "each token once"
     assert (np.diff(parts.chosen["i"], axis=1) > 0).all(), "in their order"
@@ -308,7 +310,9 @@ def test_which_tokens_are_chosen():
   assert (chosen("prefix")["position"].max(1) <= 5).all()
   forced = chosen("random", always=2)
   assert (forced["position"] < 2).sum(1).tolist() == [4, 4, 2]
-  mine = chosen(lambda key, batch, losses: -batch["targets"].astype(jnp.float32))
+  got = chosen("attention")["i"][0]
+  assert set(got.tolist()) == set(np.argsort(-attention[0])[:6].tolist())
+  mine = chosen(lambda key, batch, passes: -batch["targets"].astype(jnp.float32))
   assert mine["targets"].max() < data["targets"].max()
   weighed = chosen("random", fraction=0.5, reweigh=True)
   total = np.where(weighed["weights"].sum(1) > 0, data["weights"].sum(1), 0)

@@ -46,7 +46,7 @@ def test_cross_entropy_equals_torch():
     torch.tensor(targets).reshape(-1),
     reduction="none",
   )
-  loss, count = losses.cross_entropy(logits, targets, weights)
+  loss, count = losses.cross_entropy(lambda x: x, logits, targets, weights)
   assert float(loss) == pytest.approx(
     float((want.numpy() * weights.ravel()).sum()), 1e-5
   )
@@ -408,6 +408,7 @@ def test_real_gsm8k_runs_through_the_same_path(tmp_path, data_dir):
 
 @pytest.mark.parametrize("vocab", [100, 150_000])
 def test_loss_in_chunks_is_the_loss_of_all_logits(vocab):
+  """Optax' cross-entropy of all logits at once."""
   keys = jax.random.split(jax.random.key(0), 4)
   hidden = jax.random.normal(keys[0], (3, 50, 8))
   head = jax.random.normal(keys[1], (8, vocab))
@@ -415,14 +416,15 @@ def test_loss_in_chunks_is_the_loss_of_all_logits(vocab):
   weights = jax.random.uniform(keys[3], (3, 50))
 
   def whole(hidden, head):
-    return losses.cross_entropy(hidden @ head, targets, weights)[0]
+    each = optax.softmax_cross_entropy_with_integer_labels
+    return (each(hidden @ head, targets) * weights).sum()
 
   def parts(hidden, head):
-    return losses.chunked(lambda h: h @ head, hidden, targets, weights)[0]
+    return losses.cross_entropy(lambda h: h @ head, hidden, targets, weights)[0]
 
   want, got = (jax.value_and_grad(f, (0, 1))(hidden, head) for f in (whole, parts))
   chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
-  _, count = losses.chunked(lambda h: h @ head, hidden, targets, weights)
+  _, count = losses.cross_entropy(lambda h: h @ head, hidden, targets, weights)
   assert float(count) == pytest.approx(float(weights.sum()), rel=1e-6)
 
 
@@ -432,7 +434,7 @@ def test_loss_of_a_large_vocabulary_holds_no_table_of_logits():
   shapes += [((4, 1024), "int32"), ((4, 1024), "float32")]
 
   def loss(hidden, head, targets, weights):
-    return losses.chunked(lambda h: h @ head, hidden, targets, weights)[0]
+    return losses.cross_entropy(lambda h: h @ head, hidden, targets, weights)[0]
 
   abstract = [jax.ShapeDtypeStruct(*x) for x in shapes]
   compiled = jax.jit(jax.grad(loss)).lower(*abstract).compile()

@@ -8,8 +8,9 @@ import torch
 from families import FAMILIES, make, save
 
 import jaxpeft
-from jaxpeft import sample
+from jaxpeft import sample, training
 from jaxpeft.attention import Where
+from jaxpeft.transformer import full_rows
 
 # float32 on both sides; logits are of size one, so this is rounding over three layers.
 TOLERANCE = 1e-4
@@ -52,6 +53,19 @@ def test_left_padding_equals_transformers(pair):
     ).logits.numpy()
   got = np.asarray(ours(x, mask.astype(bool)))
   np.testing.assert_allclose(got[mask == 1], want[mask == 1], atol=TOLERANCE)
+
+
+def test_attention_that_tokens_get_equals_transformers(pair):
+  theirs, ours = pair
+  x = tokens((2, 40))
+  with torch.no_grad():
+    layers = theirs(torch.tensor(x), output_attentions=True).attentions
+  want = sum(layer.sum((1, 2)) for layer in layers)  # of heads and queries
+  batch = dict(tokens=jnp.asarray(x)) | full_rows(x.shape)._asdict()
+  got = jax.jit(lambda p: training.token_attention(ours.transformer, p, batch))(
+    ours.params
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 def test_packed_rows_equal_separate_ones(pair):
@@ -111,6 +125,20 @@ def test_remat_changes_no_gradient(remat):
     grads("none"),
     grads(remat),
   )
+
+
+def test_groups_of_layers_may_differ_in_remat():
+  model = jaxpeft.load("embedded", dtype="float32", groups=(2, 2))
+  x = jnp.asarray(tokens((2, 16)))
+
+  def products(remat):
+    net = model.transformer.clone(remat=remat)
+    grad = jax.grad(lambda p: jnp.mean(net.apply({"params": p}, x) ** 2))
+    return jax.jit(grad).lower(model.params).as_text().count("dot_general")
+
+  none, some, all_ = (products(r) for r in ("none", "none,layer", "layer"))
+  assert none < some < all_
+  assert some - none == all_ - some
 
 
 def test_later_tokens_change_nothing_before_them():

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 import re
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
+import tqdm
 
 from jaxpeft import nf4, sharding
 from jaxpeft.checkpoints import bnb, hf_config, hf_read
@@ -24,14 +26,19 @@ _OTHER_COPIES = ["consolidated*.safetensors", "original/*"]
 def find(source: str) -> pathlib.Path:
   """The directory of a model: a local path, or a hub id that is downloaded.
 
+  Args:
+    source: a path, "org/name", or "org/name@revision": a branch, tag or commit.
   Raises:
     InputError: no such directory, or no hub to ask.
   """
   path = pathlib.Path(source).expanduser()
-  if path.is_dir():
+  if source and path.is_dir():
     return path
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-    raise InputError(f"model source {source!r} is no directory and no hub id org/name")
+  hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+  if not source or not hub_id:
+    raise InputError(
+      f"model.source {source!r} is no directory and no hub id org/name[@revision]"
+    )
   try:
     import huggingface_hub
   except ImportError as e:
@@ -42,8 +49,9 @@ def find(source: str) -> pathlib.Path:
   patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
   try:  # snapshot_download shows its own progress and honours HF_HUB_OFFLINE
     folder = huggingface_hub.snapshot_download(
-      source, allow_patterns=patterns, ignore_patterns=_OTHER_COPIES
-    )
+      hub_id[1], revision=hub_id[2], allow_patterns=patterns,
+      ignore_patterns=_OTHER_COPIES,
+    )  # fmt: skip
     return pathlib.Path(folder)
   except Exception as e:
     reason = str(e).strip().split("\n")[0]
@@ -102,11 +110,17 @@ def load(
     more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
     raise InputError(f"{directory}: {'; '.join(problems[:20])}{more}")
   flat, on = {}, sharding.current()
-  for path, place in found.items():
-    four_bits = quantize and nf4.takes(path)
-    where = on and _sharding(path, place, four_bits, dtype, on)
-    read = functools.partial(hf_read.read_nf4, path) if four_bits else hf_read.read
-    flat[path] = read(place, files, dtype, where)
+  numbers = sum(math.prod(place.shape) for place in found.values())
+  with tqdm.tqdm(
+    total=numbers, desc="read weights", unit="", unit_scale=True, delay=3, leave=False,
+    disable=None,
+  ) as bar:  # fmt: skip
+    for path, place in found.items():
+      four_bits = quantize and nf4.takes(path)
+      where = on and _sharding(path, place, four_bits, dtype, on)
+      read = functools.partial(hf_read.read_nf4, path) if four_bits else hf_read.read
+      flat[path] = read(place, files, dtype, where)
+      bar.update(math.prod(place.shape))
   return _nest(flat)
 
 

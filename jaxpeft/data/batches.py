@@ -4,6 +4,7 @@ Every row holds one or more examples end to end; attention is block-diagonal ove
 (segments) and positions start at 0 in each. Resuming at a step needs no state.
 """
 
+import bisect
 import dataclasses
 
 import grain
@@ -19,17 +20,24 @@ def pack(examples: list[Example], max_tokens: int) -> list[list[Example]]:
   Source: best-fit decreasing bin packing, at most 11/9 of the optimum in rows.
   """
   order = sorted(range(len(examples)), key=lambda i: -len(examples[i].tokens))
-  space: list[list[int]] = [[] for _ in range(max_tokens + 1)]  # rows by room left
+  space: dict[int, list[int]] = {}  # rows by room left
+  rooms: list[int] = []  # the keys of `space`, in order
   rows: list[list[Example]] = []
   for i in order:
     need = len(examples[i].tokens)
-    room = next((r for r in range(need, max_tokens + 1) if space[r]), None)
-    if room is None:
+    place = bisect.bisect_left(rooms, need)
+    if place == len(rooms):
       rows.append([])
       index, room = len(rows) - 1, max_tokens
     else:
+      room = rooms[place]
       index = space[room].pop()
+      if not space[room]:
+        del space[room], rooms[place]
     rows[index].append(examples[i])
+    if room - need not in space:
+      space[room - need] = []
+      bisect.insort(rooms, room - need)
     space[room - need].append(index)
   return rows
 

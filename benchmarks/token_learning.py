@@ -1,0 +1,163 @@
+"""What learning from some tokens costs: accuracy after equal steps and equal seconds.
+
+  python benchmarks/token_learning.py [--fractions 1 0.5 0.3 0.1] [--seeds 3]
+      [--steps 150] [--choose random] [--out DIRECTORY]
+
+LoRA on the embedded task as in configs/lora.py, 8 rows a step. First, steps of all
+fractions take turns, which gives their ratios of time. Then each fraction trains for
+`steps` steps, and for the seconds that these take with all tokens: more steps where
+fewer tokens carry gradient. Every run has a schedule of its own length. OUT gets
+runs.jsonl, one line for each run as it ends, and learning.png.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import jax
+
+from jaxpeft import build, evaluate, log, optim, partitions, sample, tokens, training
+from jaxpeft.config import base as default_config
+
+ROUNDS, ROWS = 9, 8
+EQUAL = ("steps", "seconds")
+
+
+def configure(seed: int):
+  """The run, which differs by seed, fraction and steps only."""
+  c = default_config()
+  c.adapt.main = dict(name="LoRA", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0)
+  c.optim.lr, c.seed = 1e-2, seed
+  c.train.batch_size, c.eval.batch_size = ROWS, 200
+  return c
+
+
+class Learner:
+  """One run, a step at a time."""
+
+  def __init__(self, model, fraction: float, choose: str, seed: int, steps: int):
+    self.config = configure(seed)
+    tx, _ = optim.make(steps, **self.config.optim)
+    self.data = build.data(self.config, model)
+    self.run = build.adapt(self.config, model)
+    selection = tokens.Selection(fraction, choose)
+    self.step_fn = training.make_step(model.transformer, tx, 0.0, seed, selection)
+    self.state = training.init_state(self.run.trainable, tx)
+    self.taken = 0
+
+  def step(self) -> float:
+    """Takes one; its seconds."""
+    batch = training.split(self.data.batches[self.taken], 1)
+    clock = time.perf_counter()
+    self.state, metrics = self.step_fn(self.state, self.run.frozen, batch)
+    jax.block_until_ready(metrics)
+    self.taken += 1
+    return time.perf_counter() - clock
+
+  def accuracy(self) -> float:
+    """On the held-out problems."""
+    e = self.config.eval
+    params = partitions.combine(self.state.trainable, self.run.frozen)
+    return evaluate.answers(
+      self.run.model.replace(params=params), self.data.problems, e.task,
+      batch_size=e.batch_size, max_new_tokens=e.max_new_tokens, seed=0,
+      sampling=sample.Sampling(0.0, 0, 1.0), label="",
+    ).accuracy[e.answer]  # fmt: skip
+
+
+def times_of_a_step(model, fractions, choose) -> dict[float, float]:
+  """{fraction: time of a step, relative to all tokens}, medians over rounds."""
+  learners = {f: Learner(model, f, choose, 0, ROUNDS + 1) for f in {1.0, *fractions}}
+  for learner in learners.values():
+    learner.step()
+  seconds = {f: [] for f in learners}
+  for _ in range(ROUNDS):
+    for f, learner in learners.items():
+      seconds[f].append(learner.step())
+  return {
+    f: statistics.median(x / y for x, y in zip(mine, seconds[1.0], strict=True))
+    for f, mine in seconds.items()
+  }
+
+
+def table(runs: list[dict]) -> str:
+  """Markdown: a line for each fraction."""
+  lines = [
+    "| fraction | time of a step | equal steps | equal seconds | steps |",
+    "| ---: | ---: | --- | --- | ---: |",
+  ]
+  for f in dict.fromkeys(run["fraction"] for run in runs):
+    mine = [run for run in runs if run["fraction"] == f]
+    cells = [_cell([run for run in mine if run["equal"] == x]) for x in EQUAL]
+    most = max(run["steps"] for run in mine)
+    lines.append(f"| {f:g} | {mine[0]['ratio']:.2f} | {' | '.join(cells)} | {most} |")
+  return "\n".join(lines)
+
+
+def _cell(runs) -> str:
+  shares = [run["accuracy"] for run in runs]
+  return f"{statistics.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+
+
+def plot(runs: list[dict], path: pathlib.Path):
+  """Accuracy by fraction; bars are the least and the most of the seeds."""
+  from matplotlib import figure
+
+  fig = figure.Figure(figsize=(6, 3.6), layout="constrained")
+  axes = fig.subplots()
+  fractions = list(dict.fromkeys(run["fraction"] for run in runs))
+  for equal in EQUAL:
+    by = {
+      f: [r["accuracy"] for r in runs if (r["fraction"], r["equal"]) == (f, equal)]
+      for f in fractions
+    }
+    mean = [statistics.mean(by[f]) for f in fractions]
+    low = [m - min(by[f]) for m, f in zip(mean, fractions, strict=True)]
+    high = [max(by[f]) - m for m, f in zip(mean, fractions, strict=True)]
+    axes.errorbar(
+      fractions, mean, [low, high], fmt="o-", capsize=3, label=f"equal {equal}"
+    )
+  axes.set(xlabel="tokens that carry gradient", ylabel="accuracy", ylim=(0, 1.02))
+  axes.set_xticks(fractions, [f"{f:.0%}" for f in fractions])
+  axes.legend()
+  fig.savefig(path, dpi=130)
+
+
+def main():
+  """Trains, and prints one table."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--fractions", type=float, nargs="+", default=[1, 0.5, 0.3, 0.1])
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--choose", default="random", choices=tokens.CHOICES)
+  parser.add_argument("--out", type=pathlib.Path, default="runs/token_learning")
+  args = parser.parse_args()
+  args.out.mkdir(parents=True, exist_ok=True)
+  model = build.base(configure(0))
+  ratios = times_of_a_step(model, args.fractions, args.choose)
+  print(f"{os.cpu_count()} cores, {args.seeds} seeds, {args.choose} tokens", flush=True)
+  runs = []
+  with (args.out / "runs.jsonl").open("w") as file:
+    for seed in range(args.seeds):
+      for f in args.fractions:
+        for steps in dict.fromkeys((args.steps, round(args.steps / ratios[f]))):
+          learner = Learner(model, f, args.choose, seed, steps)
+          for _ in range(steps):
+            learner.step()
+          run = dict(fraction=f, seed=seed, ratio=ratios[f], steps=steps)
+          run["accuracy"] = learner.accuracy()
+          equal = ["steps"] * (steps == args.steps)
+          equal += ["seconds"] * (steps == round(args.steps / ratios[f]))
+          runs += [run | dict(equal=x) for x in equal]
+          file.write(json.dumps(run) + "\n")
+          file.flush()
+          log.note(f"seed {seed}, {f:.0%}, {steps} steps: {run['accuracy']:.1%}")
+  plot(runs, args.out / "learning.png")
+  print(table(runs))
+
+
+if __name__ == "__main__":
+  main()
