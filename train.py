@@ -16,6 +16,7 @@ from jaxpeft.errors import InputError
 cli.config_flag()
 cli.process_flags()
 flags.DEFINE_string("workdir", None, "Where to write; default runs/NAME of the config.")
+flags.register_validator("workdir", lambda path: path != "", "--workdir= is empty")
 
 
 def main(argv):
@@ -61,9 +62,7 @@ def main(argv):
   build.check(config, base, tx)
   data = build.data(config, base)
   first = training.split(data.batches[0], t.accumulate)
-  workdir = cli.prepare_workdir(
-    f"runs/{name}" if parsed.workdir is None else parsed.workdir, config
-  )
+  workdir = cli.prepare_workdir(parsed.workdir or f"runs/{name}", config)
   finished = [line for line in log.read(workdir / "metrics.jsonl") if "final" in line]
   if finished:
     log.note(f"{workdir} is finished; next: python eval.py --ckpt={workdir}")
@@ -151,7 +150,7 @@ def main(argv):
     return bool(t.patience) and best["waited"] >= t.patience
 
   step = int(state.step)
-  bar = log.Progress(t.steps, step)
+  bar, found = log.Progress(t.steps, step), []
   while step < t.steps and not out_of_patience():
     batch = training.split(data.batches[step], t.accumulate)
     state, metrics = step_fn(state, run.frozen, sharding.place_batch(batch))
@@ -159,6 +158,7 @@ def main(argv):
     bar.count(batch["segment"])
     last = step == t.steps
     leave = stop.agreed(step)
+    found.append(metrics["tokens"])  # stays on the device
     logged = step % t.log_every == 0 or last
     held = (t.eval_every and step % t.eval_every == 0) or last
     saved = (t.save_every and step % t.save_every == 0) or leave
@@ -177,7 +177,11 @@ def main(argv):
       lr, loss = float(rate(step - 1)), metrics["loss"]
       speed = bar.show(step, loss, lr)
       logs.write(step, loss=loss, grad_norm=metrics["grad_norm"], lr=lr,
-                 tokens_per_s=speed)  # fmt: skip
+                 tokens=metrics["tokens"], tokens_per_s=speed)  # fmt: skip
+      if not any(jax.device_get(found)):
+        store.close()
+        raise InputError(tokens.NONE_SUPERVISED)
+      found.clear()
     if data.held_out and held:
       hold_out(state, step)
       bar.restart()

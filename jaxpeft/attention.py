@@ -61,7 +61,9 @@ def attend(q, where: Where, parts: list[KV], window, scale: float, cap: float | 
 
 
 def received(q, kv: KV, window, scale: float, cap: float | None):
-  """How much attention each token gets, float32[B, T], summed over queries and heads.
+  """How much attention each token gets, float32[B, T]: mean over those that see it.
+
+  The mean, since a sum would favour the first, which all see; summed over the heads.
 
   Args:
     q: [B, K, G, T, N], rotated, of the tokens of kv; else as in `attend`.
@@ -69,13 +71,15 @@ def received(q, kv: KV, window, scale: float, cap: float | None):
 
   def block(total, item):
     qi, whereis = item
-    s, _ = _scores(scale, cap, qi, kvi, _seen(whereis, (kv.where,), window))
-    p = jax.nn.softmax(s) * (whereis.segment != 0)[:, None, None, :, None]
-    return total + p.sum((1, 2, 3)), None
+    seen = _seen(whereis, (kv.where,), window) & (whereis.segment != 0)[:, :, None]
+    p = jax.nn.softmax(_scores(scale, cap, qi, kvi, seen)[0]) * seen[:, None, None]
+    return (total[0] + p.sum((1, 2, 3)), total[1] + seen.sum(1)), None
 
   kvi = ((kv.k, kv.v),)
   items = _of(slice(None), (q,), kv.where)
-  return _loop(block, jnp.zeros(kv.where.position.shape), items, kvi)[0]
+  zeros = jnp.zeros(kv.where.position.shape), jnp.zeros(kv.where.position.shape, int)
+  total, queries = _loop(block, zeros, items, kvi)[0]
+  return total / jnp.maximum(queries, 1)
 
 
 def visible(query: Where, key: Where, window):

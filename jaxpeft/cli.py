@@ -36,17 +36,24 @@ def one_clear_line():
     raise
 
 
-def config_flag(values=flags.FLAGS):
-  """Declares --config, a file in configs/ whose keys --config.KEY overrides."""
+def config_flag(values=flags.FLAGS, argv=None):
+  """Declares --config, a file in configs/ whose keys --config.KEY overrides.
+
+  Args:
+    values: where to.
+    argv: in which to look for those keys; None is the command line.
+  """
   about = "A file of configs/; --config.KEY=VALUE changes a key."
-  config_flags.DEFINE_config_file("config", None, about, flag_values=values)
+  config_flags.DEFINE_config_file(
+    "config", None, about, flag_values=values, sys_argv=argv
+  )
 
 
 def load_config(path: str, changes: list[str]):
   """The config of a file, with `--config.KEY=VALUE` changed; errors as of `parse`."""
-  values = flags.FlagValues()
-  config_flag(values)
-  return parse(["", f"--config={path}", *changes], values).config
+  values, argv = flags.FlagValues(), ["", f"--config={path}", *changes]
+  config_flag(values, argv)
+  return parse(argv, values).config
 
 
 def process_flags():
@@ -124,8 +131,6 @@ def prepare_workdir(path: str, config) -> pathlib.Path:
   """
   from jaxpeft import distributed
 
-  if not path:
-    raise InputError("--workdir= is empty: name a directory, or leave the flag out")
   workdir = pathlib.Path(path)
   text = json.dumps(to_json(config), indent=2) + "\n"
   for turn in (True, False):

@@ -88,7 +88,7 @@ def initialize(
 def _tell_of_aborts():
   """One clear last line, and status 17, where JAX aborts since another process died."""
   line = (
-    b"error: aborted, as another process ended or is silent; JAX's words are above\n"
+    b"error: aborted, most often since another process ended or is silent: see above\n"
   )
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)

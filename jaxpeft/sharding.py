@@ -126,11 +126,12 @@ def check(config, rows: int = 0, tokens: int = 0, quantised: bool = False):
   for logical, what, size, unit in dimensions:
     ways = cut(logical)
     if size % (unit * ways):
-      axes = " * ".join(a for a in TABLE[logical] if _size(a) > 1)
+      axes = " * ".join(f"mesh.{a}" for a in TABLE[logical] if _size(a) > 1)
+      axes = axes.replace("sequence", "tensor")  # the key of the config
       units = f" (in groups of {unit})" if unit > 1 else ""
       fit = [n for n in range(1, 257) if size % (unit * n) == 0]
       raise InputError(
-        f"mesh axis {axes} = {ways} does not divide {what}, {size}{units}; "
+        f"{axes} = {ways} does not divide {what}, {size}{units}; "
         f"sizes that do: {', '.join(map(str, fit))}"
       )
 

@@ -26,16 +26,20 @@ class Passes(NamedTuple):
   """Forward passes without a gradient; each costs what it costs only where called."""
 
   losses: Callable  # () -> float[B, T], of every token
-  attention: Callable  # () -> float[B, T], that it gets, summed over queries and heads
+  attention: Callable  # () -> float[B, T], that it gets of those that see it
 
 
+NONE_SUPERVISED = (
+  "no token that was chosen since the last log has a loss, so nothing is learned: set "
+  "tokens.choose='completion', a larger tokens.fraction, or data.loss_on='all'"
+)
 # name -> function(key, batch, passes) -> float[B, T]; a row's highest are chosen.
 CHOICES: dict[str, Callable] = {
   "random": lambda key, batch, passes: _noise(key, batch),
   "completion": lambda key, batch, passes: _noise(key, batch) + batch["weights"],
   "prefix": lambda key, batch, passes: -batch["position"].astype(jnp.float32),
   "loss": lambda key, batch, passes: passes.losses() * (batch["weights"] > 0),
-  "attention": lambda key, batch, passes: passes.attention(),
+  "attention": lambda key, batch, passes: passes.attention() * (batch["weights"] > 0),
 }
 
 
@@ -47,8 +51,9 @@ class Selection:
     fraction: of the tokens of a row, padding included; 1 is all: ordinary training.
     choose: a key of `CHOICES`, or such a function. "random" is uniform, "completion"
       random among the supervised tokens and then among the others, "prefix" the first
-      of each example, "loss" those of the highest loss, "attention" those that get
-      the most of it, over all layers.
+      of each example (without loss where they are a prompt's), "loss" the supervised
+      ones of the highest loss, "attention" those that get the most of it, from the
+      tokens that see them, over all layers and heads.
     always: the first so many tokens of every example are chosen before all others.
     reweigh: scales the losses of a row by its supervised tokens, over those that were
       chosen, so that rows weigh in the loss as in ordinary training.

@@ -69,9 +69,6 @@ def token_attention(transformer, params, batch):
   return sum(group.sum(0) for group in kept)
 
 
-_PASSES = (token_losses, token_attention)
-
-
 def _stream(batch) -> Stream:
   where = Where(batch["position"], batch["segment"])
   return Stream(batch["tokens"], where, batch.get("noise"))
@@ -96,7 +93,8 @@ def make_loss(transformer, neftune: float = 0.0, selection=None):
     if selection.fraction == 1:
       return loss_sum(transformer, params, batch)
     passes = tokens.Passes(
-      *(functools.partial(f, transformer, params, batch) for f in _PASSES)
+      losses=functools.partial(token_losses, transformer, params, batch),
+      attention=functools.partial(token_attention, transformer, params, batch),
     )
     parts = tokens.split(selection, jax.random.fold_in(key, 1), batch, passes)
     return loss_sum(transformer, params, *parts)
@@ -130,8 +128,8 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
     if chance:
       key = jax.random.fold_in(jax.random.key(seed), state.step)
       batch = batch | dict(key=jax.random.split(key, len(batch["tokens"])))
-    (loss, count), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
-    count = jnp.where(count > 0, count, 1)  # none of the chosen may be supervised
+    (loss, found), grads = _accumulate(grad_fn, state.trainable, frozen, batch)
+    count = jnp.where(found > 0, found, 1)  # none of the chosen may be supervised
     grads = sharding.stored(jax.tree.map(lambda g: g / count, grads))
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.trainable)
@@ -142,7 +140,7 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
     old = state._replace(bad_step=bad)
     new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, old)
     new = sharding.stored(new)
-    metrics = dict(loss=loss / count, grad_norm=norm, tokens=count, bad_step=bad)
+    metrics = dict(loss=loss / count, grad_norm=norm, tokens=found, bad_step=bad)
     return new, metrics
 
   return jax.jit(step, donate_argnums=0)

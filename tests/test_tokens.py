@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from test_adapters import ADAPTERS, LINEARS, METHODS
 
 import jaxpeft
-from jaxpeft import layers, model, nf4, partitions, tokens, training
+from jaxpeft import attention, layers, model, nf4, partitions, tokens, training
 from jaxpeft.errors import InputError
 from jaxpeft.model_config import ModelConfig
 from jaxpeft.transformer import Transformer
@@ -311,12 +312,53 @@ def test_which_tokens_are_chosen():
   forced = chosen("random", always=2)
   assert (forced["position"] < 2).sum(1).tolist() == [4, 4, 2]
   got = chosen("attention")["i"][0]
-  assert set(got.tolist()) == set(np.argsort(-attention[0])[:6].tolist())
+  own = np.where(data["weights"][0] > 0, attention[0], 0)
+  assert set(got.tolist()) == set(np.argsort(-own)[:6].tolist())
   mine = chosen(lambda key, batch, passes: -batch["targets"].astype(jnp.float32))
   assert mine["targets"].max() < data["targets"].max()
   weighed = chosen("random", fraction=0.5, reweigh=True)
   total = np.where(weighed["weights"].sum(1) > 0, data["weights"].sum(1), 0)
   np.testing.assert_allclose(weighed["weights"].sum(1), total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("choose", ["loss", "attention"])
+def test_a_step_chooses_by_what_a_forward_pass_says(choose):
+  net, trainable, frozen = make(LORA)
+  data, key = batch(), jax.random.key(0)
+  pass_ = dict(loss=training.token_losses, attention=training.token_attention)[choose]
+  said = pass_(net, partitions.combine(trainable, frozen), data) * (data["weights"] > 0)
+  want, by_name = (
+    training.make_loss(net, selection=tokens.Selection(fraction=0.2, choose=c))
+    for c in (lambda key, batch, passes: said, choose)
+  )
+  args = trainable, frozen, data | dict(key=key)
+  chex.assert_trees_all_close(by_name(*args), want(*args), rtol=1e-6)
+  assert want(*args)[1] > 0
+
+
+@pytest.mark.parametrize("window", [1 << 30, 6])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_attention_received_is_that_of_the_definition(window, cap, monkeypatch):
+  rng = np.random.default_rng(0)
+  q = rng.normal(size=(2, 2, 3, 37, 8)).astype("f4")
+  k = rng.normal(size=(2, 2, 37, 8)).astype("f4")
+  position, segment = np.zeros((2, 37), "i4"), np.ones((2, 37), "i4")
+  segment[0, 20:], segment[0, 33:], segment[1, :5] = 2, 0, 0  # two, and padding
+  position[0, :20], position[0, 20:] = np.arange(20), np.arange(17)
+  position[1] = np.maximum(np.arange(37) - 5, 0)
+  where = attention.Where(jnp.asarray(position), jnp.asarray(segment))
+  back = position[:, :, None] - position[:, None]
+  seen = (segment[:, :, None] == segment[:, None]) & (segment[:, :, None] > 0)
+  seen &= (back >= 0) & (back < window)
+  s = np.einsum("bkgqn,bksn->bkgqs", q, k) * 0.3
+  s = s if cap is None else cap * np.tanh(s / cap)
+  p = np.exp(s) * seen[:, None, None]
+  p /= np.maximum(p.sum(-1, keepdims=True), 1e-30)
+  want = p.sum((1, 2, 3)) / np.maximum(seen.sum(1), 1)
+  for numbers in (2**22, 1000):  # in one block of queries, and in several
+    monkeypatch.setattr(attention, "_NUMBERS", numbers)
+    got = attention.received(q, attention.KV(k, k, where), window, 0.3, cap)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(

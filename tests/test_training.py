@@ -390,6 +390,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
   assert "Traceback" not in got.stderr
 
 
+def test_a_run_whose_chosen_tokens_have_no_loss_is_refused(tmp_path):
+  options = ("--config.tokens.fraction=0.1", "--config.tokens.choose=prefix")
+  got = train(tmp_path / "run", *options, "--config.train.log_every=1", status=2)
+  assert "nothing is learned: set tokens.choose" in got.stderr
+  assert not (tmp_path / "run" / "adapter").exists()
+
+
 def test_real_gsm8k_runs_through_the_same_path(tmp_path, data_dir):
   folder, workdir = data_dir / "gsm8k", tmp_path / "gsm8k"
   got = train(

@@ -148,5 +148,6 @@ def check_base(saved: dict, now: dict, place):
     raise InputError(
       f"{place} was trained on another base (or other singular vectors of it, or was "
       f"adapted with another key): {len(different)} of {len(now)} leaves differ, "
-      f"e.g. {shown}; use the base, seed or key that it was trained with"
+      f"e.g. {shown}; use the base, seed or key that it was trained with (and if a "
+      "randomised SVD started it, with iterations: that version of jaxpeft)"
     )

@@ -23,6 +23,14 @@ _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
 _OTHER_COPIES = ["consolidated*.safetensors", "original/*"]
 
 
+def hub_id(source: str) -> tuple[str, str | None] | None:
+  """("org/name", revision or None) of a model source; None where it is a directory."""
+  if pathlib.Path(source).expanduser().is_dir():
+    return None
+  found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", source)
+  return found and (found[1], found[2])
+
+
 def find(source: str) -> pathlib.Path:
   """The directory of a model: a local path, or a hub id that is downloaded.
 
@@ -34,8 +42,8 @@ def find(source: str) -> pathlib.Path:
   path = pathlib.Path(source).expanduser()
   if source and path.is_dir():
     return path
-  hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
-  if not source or not hub_id:
+  found = hub_id(source)
+  if not source or found is None:
     raise InputError(
       f"model.source {source!r} is no directory and no hub id org/name[@revision]"
     )
@@ -49,13 +57,15 @@ def find(source: str) -> pathlib.Path:
   patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
   try:  # snapshot_download shows its own progress and honours HF_HUB_OFFLINE
     folder = huggingface_hub.snapshot_download(
-      hub_id[1], revision=hub_id[2], allow_patterns=patterns,
+      found[0], revision=found[1], allow_patterns=patterns,
       ignore_patterns=_OTHER_COPIES,
     )  # fmt: skip
     return pathlib.Path(folder)
   except Exception as e:
     reason = str(e).strip().split("\n")[0]
-    raise InputError(f"cannot fetch {source} from the hub: {reason}") from e
+    raise InputError(
+      f"model.source {source!r} is no directory, and the hub gives none: {reason}"
+    ) from e
 
 
 def read_config(directory) -> ModelConfig:

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxpeft import adapters, distributed
-from jaxpeft.checkpoints import hf_names, peft_methods
+from jaxpeft.checkpoints import hf, hf_names, peft_methods
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
 
@@ -90,7 +90,8 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
     into = _targets(config["feedforward_modules"], every)
     whole = not set(into) <= set(config["target_modules"])
     config |= dict(target_modules=mine) if whole else dict(feedforward_modules=into)
-  config = _COMMON | config | dict(base_model_name_or_path=base_name or None)
+  source, revision = hf.hub_id(base_name) or (base_name or None, None)
+  config = _COMMON | config | dict(base_model_name_or_path=source, revision=revision)
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory, prefix=".save-") as tmp:

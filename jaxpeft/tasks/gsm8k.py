@@ -24,10 +24,10 @@ def prompt(row: dict) -> str:
       f"task gsm8k needs rows with question and answer, not {sorted(row)}; "
       "set data.eval to such a file, or eval.task='' for the loss only"
     )
-  if "#### " not in row["answer"]:
+  if strict(str(row["answer"])) == INVALID:
     raise InputError(
       "task gsm8k scores the number behind '#### ', which this answer lacks: "
-      f"{row['answer'][-60:]!r}; correct data.eval, or set eval.task=''"
+      f"{str(row['answer'])[-60:]!r}; correct data.eval, or set eval.task=''"
     )
   return sources.prompt_and_completion(row, "question/answer")[0]
 
