@@ -109,8 +109,9 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
   all their supervised tokens at the end, so that accumulation equals the big batch
   also where microbatches differ in tokens.
 
-  From the first step whose loss, gradient or update is not finite on, the state stands
-  still: what is saved when the loop notices is the last good one.
+  From the first step whose loss or gradient is not finite on, the state stands still;
+  an update that is not finite is seen in what it wrote. Either way `bad_step` is that
+  step, and the state is not to be saved any more.
 
   Args:
     transformer: the model.
@@ -134,11 +135,13 @@ def make_step(transformer, tx, neftune: float = 0.0, seed: int = 0, selection=No
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.trainable)
     moved = optax.apply_updates(state.trainable, updates)
-    finite = jnp.isfinite(loss + norm + optax.tree.norm(updates))
-    bad = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
-    new = TrainState(moved, opt, state.step + 1, bad)
-    old = state._replace(bad_step=bad)
-    new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, old)
+    good = (state.bad_step < 0) & jnp.isfinite(loss + norm)
+    new = TrainState(moved, opt, state.step + 1, state.bad_step)
+    new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+    # Of what was written: to wait for all updates would keep them in memory.
+    good &= jnp.isfinite(optax.tree.norm(new.trainable))
+    bad = jnp.where((state.bad_step < 0) & ~good, state.step, state.bad_step)
+    new = new._replace(bad_step=bad)
     new = sharding.stored(new)
     metrics = dict(loss=loss / count, grad_norm=norm, tokens=found, bad_step=bad)
     return new, metrics

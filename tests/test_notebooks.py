@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LONG = {"memory": [pytest.mark.slow]}  # it compiles seven steps
+LONG = {"memory": [pytest.mark.slow]}  # it compiles fifteen steps
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,17 @@ def test_the_state_stands_still_from_the_first_bad_step_on(setup):
   chex.assert_trees_all_equal(good, state.trainable)
 
 
+def test_an_update_that_is_not_finite_is_told(setup):
+  net, trainable, frozen, data = setup
+  tx = optax.sgd(lambda step: jnp.where(step == 1, jnp.inf, 1e-3))
+  step = training.make_step(net, tx)
+  state, told = training.init_state(trainable, tx), []
+  for i in range(3):
+    state, metrics = step(state, frozen, training.split(data[i], 1))
+    told.append(int(metrics["bad_step"]))
+  assert told == [-1, 1, 1]
+
+
 @pytest.mark.parametrize(
   ("kind", "want"),
   [
