@@ -47,10 +47,11 @@ def main(argv):
   from jaxpeft import build, distributed, evaluate, log, sample, sharding, training
 
   build.check_options(config)
+  rows = build.held_out_rows(config)
   build.enter_mesh(sharding.mesh(tensor=parsed.tensor))
   log.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
   model = build.load_run(parsed.ckpt, config)
-  held_out, problems, summary = build.held_out(config, model.tokenizer)
+  held_out, problems, summary = build.held_out(config, model.tokenizer, rows)
   log.note(summary)
   e = config.eval
   nats = evaluate.loss(

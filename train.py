@@ -57,10 +57,11 @@ def main(argv):
   tx, rate = optim.make(t.steps, **config.optim)
   build.check_options(config)  # reading a real model takes minutes
   build.enter_mesh(sharding.mesh(**config.mesh))
+  rows = build.training_rows(config), build.held_out_rows(config)
   log.note(f"reading {config.model.source} ...")
   base = build.base(config)
   build.check(config, base, tx)
-  data = build.data(config, base)
+  data = build.data(config, base, *rows)
   first = training.split(data.batches[0], t.accumulate)
   workdir = cli.prepare_workdir(parsed.workdir or f"runs/{name}", config)
   finished = [line for line in log.read(workdir / "metrics.jsonl") if "final" in line]

@@ -188,14 +188,39 @@ def load_run(workdir, config=None, base_model=None) -> model.Model:
   return run.model.replace(params=partitions.combine(trainable, run.frozen))
 
 
-def data(config, base_model: model.Model) -> Data:
+def training_rows(config) -> list[dict]:
+  """Rows of config.data.train; read before a model is, so that errors come soon."""
+  return sources.read(config.data.train, config.data.limit)
+
+
+def held_out_rows(config) -> list[dict]:
+  """Rows of config.data.eval, [] without; those of a task are what it wants.
+
+  Raises:
+    InputError: rows that cannot be used; see `sources` and `tasks`.
+  """
+  if not config.data.eval:
+    return []
+  rows = sources.read(config.data.eval)
+  if config.eval.task:
+    for row in rows[: config.eval.limit or None]:
+      tasks.get(config.eval.task).prompt(row)
+  return rows
+
+
+def data(config, base_model: model.Model, rows=None, held=None) -> Data:
   """Training batches, held-out examples and the task's problems.
 
+  Args:
+    config: of the run.
+    base_model: whose tokenizer it is for.
+    rows, held: of `training_rows` and `held_out_rows`; None reads them.
   Raises:
     InputError: data that cannot be used; see `sources` and `encode`.
   """
   d, tokenizer = config.data, base_model.tokenizer
-  rows = sources.read(d.train, d.limit)
+  rows = training_rows(config) if rows is None else rows
+  held = held_out_rows(config) if held is None else held
   train = encode.encode(rows, tokenizer, d.max_tokens, d.loss_on, d.train)
   longest = max(len(example.tokens) for example in train.examples)
   if longest > base_model.config.max_positions:
@@ -219,8 +244,8 @@ def data(config, base_model: model.Model) -> Data:
     summary.append(
       "the tokenizer names no end of text: answers are learned without one"
     )
-  if d.eval:
-    examples, problems, line = held_out(config, tokenizer)
+  if held:
+    examples, problems, line = held_out(config, tokenizer, held)
     summary.append(line)
     _check_prompts(config, base_model, problems)
   return Data(made, examples, problems, summary)
@@ -240,10 +265,9 @@ def _check_prompts(config, base_model: model.Model, problems):
     )
 
 
-def held_out(config, tokenizer):
-  """(examples for the loss, problems for the task, summary) of config.data.eval."""
+def held_out(config, tokenizer, rows):
+  """(examples for the loss, problems for the task, summary) of `held_out_rows`."""
   d = config.data
-  rows = sources.read(d.eval)
   some = rows[: config.eval.loss_limit or None]
   held = encode.encode(some, tokenizer, d.max_tokens, d.loss_on, d.eval)
   return held.examples, rows[: config.eval.limit or None], held.summary(d.eval)

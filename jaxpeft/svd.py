@@ -40,11 +40,14 @@ def svd(w):
   if path.exists():
     try:
       f = safetensors.numpy.load_file(path)
-      return tuple(jnp.asarray(f[name]) for name in ("u", "s", "vt"))
+      if int(f.pop("crc32")) == _crc32(f):
+        return tuple(jnp.asarray(f[name]) for name in ("u", "s", "vt"))
     except Exception:  # a damaged cache entry is no error: it is made again
-      path.unlink(missing_ok=True)
+      pass
+    path.unlink(missing_ok=True)
   factors = exact(w)
-  _write(path, dict(zip(("u", "s", "vt"), map(np.asarray, factors), strict=True)))
+  arrays = dict(zip(("u", "s", "vt"), map(np.asarray, factors), strict=True))
+  _write(path, arrays | dict(crc32=np.array(_crc32(arrays), np.uint32)))
   return factors
 
 
@@ -197,8 +200,16 @@ def _sketch(path: str, leaf) -> list[float]:
 
 def _digest(w) -> str:
   w = np.asarray(w)
-  header = f"svd-v1 {w.dtype} {w.shape} ".encode()
+  header = f"svd-v2 {w.dtype} {w.shape} ".encode()
   return hashlib.sha256(header + np.ascontiguousarray(w).tobytes()).hexdigest()
+
+
+def _crc32(arrays: dict) -> int:
+  """Of u, s and vt."""
+  value = 0
+  for name in ("u", "s", "vt"):
+    value = zlib.crc32(np.ascontiguousarray(arrays[name]), value)
+  return value
 
 
 def _write(path: pathlib.Path, arrays: dict):

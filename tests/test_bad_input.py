@@ -28,6 +28,10 @@ CASES = {  # what is typed after the script, and what the line must say
   "empty model": (["train.py", C, "--config.model.source="], "model.source"),
   "empty workdir": (["train.py", C, "--workdir="], "--workdir="),
   "no model": (["train.py", C, "--config.model.source=/nowhere"], "/nowhere"),
+  "no data, told before a model is read": (
+    ["train.py", C, "--config.model.source=/nowhere", "--config.data.train=none.jsonl"],
+    "none.jsonl",
+  ),
   "offline hub": (["train.py", C, "--config.model.source=org/name"], "org/name"),
   "wrong dtype": (["train.py", C, "--config.model.dtype=float8"], "model.dtype"),
   "wrong shape name": (["train.py", C, "--config.model.source=init:huge"], "huge"),
