@@ -4,11 +4,11 @@ A weight is dequantised by a kernel and multiplied by XLA's product; of few rows
 product is formed from the codes. The kernels (`jaxpeft_kernels`) are used where
 jax-triton is installed, for CUDA, and for inputs in whole groups of 128.
 
-On a mesh of several devices plain JAX is used, which is slower for few rows: a kernel
-is opaque to the compiler, which would gather a sharded weight whole before it. Inside a
-`jax.shard_map` over all axes kernels are used. A mesh is known by the arrays placed on
-it, or by `jax.set_mesh`; `jax.jit(in_shardings=...)` alone does not tell of it, and its
-weights would be gathered.
+On a mesh of several devices each dequantises its own part of a weight, and none is
+gathered for it; the product of few rows is formed from the codes only inside a
+`jax.shard_map` over all axes, since the compiler cannot cut that kernel. A mesh is
+known by the arrays placed on it, or by `jax.set_mesh`; `jax.jit(in_shardings=...)`
+alone does not tell of it, and its weights would be gathered.
 
 Axes: `[..., in]` inputs, out outputs; codes and scales as `nf4.NF4` has them, of one
 layer.
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType
 
 from jaxpeft import sharding
@@ -51,12 +52,17 @@ def values(codes, scale, dtype):
     dtype: of the result.
   """
   plain = functools.partial(_values, dtype=dtype)
-  if not kernels_for(codes, scale):
-    return plain(codes, scale)
-  fast = functools.partial(_kernel_package().dequantise, table=CODE, dtype=dtype)
-  one = custom_vmap(
-    lambda *args: lax.platform_dependent(*args, cuda=fast, default=plain)
-  )
+  if not kernels_for(codes):
+    return plain(codes, scale, CODE)
+  fast = functools.partial(_kernel_package().dequantise, dtype=dtype)
+
+  def each(codes, scale, table):
+    return lax.platform_dependent(codes, scale, table, cuda=fast, default=plain)
+
+  @custom_vmap
+  def one(codes, scale):
+    local = _by_parts(each, codes) if _sharded(codes, scale) else each
+    return local(codes, scale, CODE)
 
   @one.def_vmap
   def _(size, batched, *args):
@@ -79,7 +85,7 @@ def forward(x, codes, scale, dtype):
   """
   # A kernel rounds once, to x's dtype, and sums in float32.
   once = jnp.promote_types(dtype, x.dtype) == dtype and x.dtype.itemsize <= 4
-  if not (kernels_for(codes, x, scale) and once):
+  if not (kernels_for(codes) and once) or _sharded(codes, x, scale):
     return dequantised(x, codes, scale, dtype)
 
   @custom_vmap
@@ -123,13 +129,10 @@ def backward(g, codes, scale, dtype):
   return _by_tiles(product, codes, scale, axis=1)
 
 
-def kernels_for(codes, *others) -> bool:
+def kernels_for(codes) -> bool:
   """Whether kernels are used where this turns out to be compiled for CUDA."""
   package = _kernel_package()
-  groups = codes.shape[1] % 64 == 0
-  return (
-    bool(package) and package.available() and groups and not _sharded(codes, *others)
-  )
+  return bool(package) and package.available() and codes.shape[1] % 64 == 0
 
 
 def half(inputs: int) -> int:
@@ -137,13 +140,37 @@ def half(inputs: int) -> int:
   return 64 if inputs % 128 == 0 else 32
 
 
-def _values(codes, scale, dtype):
+def _values(codes, scale, table, dtype):
   rows, bytes_ = codes.shape
   # Shifts by broadcast and no concatenation: one loop for XLA:GPU.
   pairs = codes.reshape(rows, -1, 1, half(2 * bytes_))
-  codes = (pairs >> np.array([[0], [4]], np.uint8)) & 15
-  numbers = jnp.asarray(CODE)[codes].reshape(rows, -1, BLOCK)
+  codes = (pairs >> (4 * lax.broadcasted_iota(jnp.uint8, (2, 1), 0))) & 15
+  numbers = jnp.asarray(table)[codes].reshape(rows, -1, BLOCK)
   return (numbers * scale[..., None]).astype(dtype).reshape(rows, 2 * bytes_)
+
+
+def _by_parts(f, codes):
+  """f(codes, scale, table), on every device of that part of codes which it has.
+
+  Args:
+    f: of whole groups of 128 inputs, each by itself.
+    codes: uint8[out, in / 2].
+  """
+
+  def partition(mesh, arguments, result):
+    return mesh, f, result.sharding, tuple(x.sharding for x in arguments)
+
+  cut = custom_partitioning(f)
+  groups = codes.shape[1] // 64
+  if groups == 1:  # and may not be cut
+    rule, whole, sizes = "o b, o s, t -> o n", ("b", "s", "t", "n"), {}
+  else:
+    rule, whole = "o (g b), o (g s), t -> o (g n)", ("t",)
+    sizes = dict(g=groups, b=64, s=2, n=128)
+  cut.def_partition(
+    partition=partition, sharding_rule=rule, need_replication_factors=whole, **sizes
+  )
+  return cut
 
 
 def _by_tiles(product, codes, scale, axis: int):

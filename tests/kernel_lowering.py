@@ -94,7 +94,7 @@ def lower():
 
 
 def on_a_mesh():
-  """Plain JAX where the compiler might cut a weight; kernels in a shard_map."""
+  """From the codes not where the compiler might cut a weight, but in a shard_map."""
   mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
   spec = jax.sharding.PartitionSpec
   w, x = stack(1, 256, 384)[0], jnp.ones((4, 256), jnp.bfloat16)
@@ -108,7 +108,29 @@ def on_a_mesh():
     product, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec("d")
   )
   assert kernels(own, w, x) == 1
-  print("plain JAX on a mesh")
+  print("not from the codes on a mesh")
+
+
+def parts():
+  """Each of two H100s dequantises its half of a weight, by the kernel; none gathers."""
+  devices = np.array(targets.devices("h100x2"))
+  mesh = jax.sharding.Mesh(devices, ("d",))
+  placed, spec = jax.sharding.NamedSharding, jax.sharding.PartitionSpec
+  rows, outputs = 80, 384
+  for inputs, axes in ((256, ("d", None)), (256, (None, "d")), (128, ("d", None))):
+    w = stack(1, inputs, outputs)[0]
+    cut, whole = placed(mesh, spec(*axes)), placed(mesh, spec())
+    places = nf4.NF4(cut, cut, whole, whole, w.dtype)
+    args = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), w, places
+    )
+    x = jax.ShapeDtypeStruct((rows, inputs), jnp.bfloat16, sharding=whole)
+    text = jax.jit(lambda w, x: w.matmul(x)).lower(args, x).compile().as_text()
+    shape = (outputs // 2, inputs) if axes[0] else (outputs, inputs // 2)
+    call = next(line for line in text.splitlines() if "triton_kernel_call" in line)
+    assert f"bf16[{shape[0]},{shape[1]}]" in call, call
+    assert not re.search(r"all-gather[^(]*\([^)]*u8", text)
+  print("dequantised by parts")
 
 
 def compile():
@@ -160,3 +182,4 @@ if __name__ == "__main__":
     on_a_mesh()
   else:
     compile()
+    parts()
