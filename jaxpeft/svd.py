@@ -20,6 +20,9 @@ import safetensors.numpy
 
 from jaxpeft import sharding
 
+# Idle threads of OpenBLAS, in which JAX decomposes on a CPU, spin for some 30 ms after
+# every call, and XLA's next product has fewer cores. Read when OpenBLAS is first used.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 _SKETCHES = 4  # numbers per leaf
 _SAMPLED_ROWS = 16  # rows of the last two axes that a sketch reads
 
