@@ -151,7 +151,7 @@ def main(argv):
     return bool(t.patience) and best["waited"] >= t.patience
 
   step = int(state.step)
-  bar, found = log.Progress(t.steps, step), []
+  bar, first_step, found = log.Progress(t.steps, step), step, []
   while step < t.steps and not out_of_patience():
     batch = training.split(data.batches[step], t.accumulate)
     state, metrics = step_fn(state, run.frozen, sharding.place_batch(batch))
@@ -159,7 +159,7 @@ def main(argv):
     bar.count(batch["segment"])
     last = step == t.steps
     leave = stop.agreed(step)
-    found.append(metrics["tokens"])  # stays on the device
+    found.append(metrics["tokens"])  # stays on the device, until it is logged
     logged = step % t.log_every == 0 or last
     held = (t.eval_every and step % t.eval_every == 0) or last
     saved = (t.save_every and step % t.save_every == 0) or leave
@@ -179,10 +179,11 @@ def main(argv):
       speed = bar.show(step, loss, lr)
       logs.write(step, loss=loss, grad_norm=metrics["grad_norm"], lr=lr,
                  tokens=metrics["tokens"], tokens_per_s=speed)  # fmt: skip
-      if not any(jax.device_get(found)):
+      # A few steps may have no chosen token with a loss, by chance; all may not.
+      found = [any(jax.device_get(found))]
+      if not found[0] and step - first_step >= min(t.steps, 20):
         store.close()
         raise InputError(tokens.NONE_SUPERVISED)
-      found.clear()
     if data.held_out and held:
       hold_out(state, step)
       bar.restart()

@@ -30,7 +30,7 @@ class Passes(NamedTuple):
 
 
 NONE_SUPERVISED = (
-  "no token that was chosen since the last log has a loss, so nothing is learned: set "
+  "no token that was chosen so far has a loss, so nothing is learned: set "
   "tokens.choose='completion', a larger tokens.fraction, or data.loss_on='all'"
 )
 # name -> function(key, batch, passes) -> float[B, T]; a row's highest are chosen.
