@@ -8,7 +8,7 @@ the energy of the triplets found as a share of the best's; "subspace" how far th
 of u is from the exact one, ||(1 - Q Q') U|| / sqrt(rank). Each method takes as few
 power iterations as capture the share asked for. The seven projections have three
 shapes; ours and torch's take turns, medians of five, all on the CPU. The exact SVD of
-the larger shapes takes minutes: without --full it is measured on 4096 x 4096 only.
+the larger shapes takes long: without --full it is measured on 4096 x 4096 only.
 """
 
 import argparse
