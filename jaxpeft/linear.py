@@ -47,7 +47,10 @@ def _matmul_bwd(residuals, g):
   if x.shape[-1] <= g.shape[-1]:
     dw = lax.dot_general(x, g, (rows, ((), ())), preferred_element_type=w.dtype)
   else:
-    dw = lax.dot_general(g, x, (rows, ((), ())), preferred_element_type=w.dtype).T
+    dw = lax.dot_general(g, x, (rows, ((), ())), preferred_element_type=w.dtype)
+    # XLA would move the transpose back to x; where dw is thin, that costs more.
+    thin = x.shape[-1] >= 4 * g.shape[-1]
+    dw = (lax.optimization_barrier(dw) if thin else dw).T
   return lax.dot_general(g, w.astype(g.dtype), (((g.ndim - 1,), (1,)), ((), ()))), dw
 
 
