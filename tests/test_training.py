@@ -316,6 +316,26 @@ def test_a_run_killed_anywhere_ends_as_if_it_was_not(finished, tmp_path):
   chex.assert_trees_all_equal(theta(workdir), theta(finished))
 
 
+@pytest.mark.slow
+def test_a_run_killed_while_it_answers_at_its_end_finishes(finished, tmp_path):
+  """SIGKILL when all is trained and saved, and the result is not yet written."""
+  workdir = tmp_path / "answering"
+  process = start(workdir)
+  clock = time.time()
+  while process.poll() is None and time.time() - clock < 240:
+    if (workdir / "adapter").exists():
+      break
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  end = lines(workdir)[-1]
+  assert end["step"] == 12
+  assert "final" not in end, "it was killed too late"
+  train(workdir)
+  assert lines(workdir) == lines(finished)
+  chex.assert_trees_all_equal(theta(workdir), theta(finished))
+
+
 def wait_for(workdir, step, process, limit=240):
   """Until the run has logged a step."""
   path, clock = workdir / "metrics.jsonl", time.time()
