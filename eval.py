@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from jaxpeft import cli
+from jaxpeft import cli, hugepages
 from jaxpeft.errors import InputError
 
 flags.DEFINE_string("ckpt", None, "A run's directory, as train.py wrote it.")
@@ -97,5 +97,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  hugepages.ask()
   with cli.one_clear_line():
     main(sys.argv)

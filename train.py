@@ -10,7 +10,7 @@ import time
 
 from absl import flags
 
-from jaxpeft import cli
+from jaxpeft import cli, hugepages
 from jaxpeft.errors import InputError
 
 cli.config_flag()
@@ -232,5 +232,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  hugepages.ask()
   with cli.one_clear_line():
     main(sys.argv)

@@ -5,7 +5,8 @@
 Llama-shaped, width 512, 8 layers, ff 1408, 8 heads on 4 key/value heads, vocabulary
 4096, batch 4 x 256, float32, AdamW, adapters on all seven projections. Each figure
 comes from a process of its own; the contestants take turns, so that a machine whose
-speed drifts is fair to both. Memory is the peak resident set above that of the loaded
+speed drifts is fair to both. All ask for huge pages, as train.py does where that helps;
+`--small-pages` is without. Memory is the peak resident set above that of the loaded
 model.
 """
 
@@ -112,6 +113,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument("--small-pages", action="store_true")
   parser.add_argument("--only", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.only:
@@ -122,11 +124,16 @@ def main():
       adapter = getattr(jaxpeft, adapter[0])(**adapter[1])
     print(json.dumps(run(adapter, args.steps)))
     return
+  from jaxpeft import hugepages
+
+  pages = {} if args.small_pages else {hugepages.KEY: hugepages.ASK}
   results = {name: [] for name in contestants()}
   for _ in range(args.rounds):
     for name, got in results.items():
       command = [sys.executable, __file__, "--only", name, "--steps", str(args.steps)]
-      out = subprocess.run(command, check=True, capture_output=True, text=True)
+      out = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | pages
+      )
       got.append(json.loads(out.stdout.splitlines()[-1]))
   first = next(iter(results))
   median = {
