@@ -1,14 +1,14 @@
-"""Products with 4-bit weights: Triton kernels on an NVIDIA GPU, plain JAX elsewhere.
+"""Products with 4-bit weights: kernels on NVIDIA GPUs and TPUs, plain JAX elsewhere.
 
 A weight is dequantised by a kernel and multiplied by XLA's product; of few rows, the
-product is formed from the codes. The kernels (`jaxpeft_kernels`) are used where
-jax-triton is installed, for CUDA, and for inputs in whole groups of 128.
+product is formed from the codes. The kernels (`jaxpeft_kernels`) are used on TPUs, for
+CUDA where jax-triton is installed, and for inputs in whole groups of 128.
 
-On a mesh of several devices each dequantises its own part of a weight, and none is
-gathered for it; the product of few rows is formed from the codes only inside a
-`jax.shard_map` over all axes, since the compiler cannot cut that kernel. A mesh is
-known by the arrays placed on it, or by `jax.set_mesh`; `jax.jit(in_shardings=...)`
-alone does not tell of it, and its weights would be gathered.
+On a mesh of several devices each dequantises its own part of a weight, a GPU by the
+kernel, and none is gathered for it; the product of few rows is formed from the codes
+only inside a `jax.shard_map` over all axes, since the compiler cannot cut that kernel.
+A mesh is known by the arrays placed on it, or by `jax.set_mesh`;
+`jax.jit(in_shardings=...)` alone does not tell of it; weights would be gathered then.
 
 Axes: `[..., in]` inputs, out outputs; codes and scales as `nf4.NF4` has them, of one
 layer.
@@ -52,16 +52,23 @@ def values(codes, scale, dtype):
     dtype: of the result.
   """
   plain = functools.partial(_values, dtype=dtype)
-  if not kernels_for(codes):
+  kernels = kernels_for(codes)
+  if not kernels:
     return plain(codes, scale, CODE)
-  fast = functools.partial(_kernel_package().dequantise, dtype=dtype)
-
-  def each(codes, scale, table):
-    return lax.platform_dependent(codes, scale, table, cuda=fast, default=plain)
 
   @custom_vmap
   def one(codes, scale):
-    local = _by_parts(each, codes) if _sharded(codes, scale) else each
+    sharded = _sharded(codes, scale)
+    fast = {
+      platform: functools.partial(module.dequantise, dtype=dtype)
+      for platform, module in kernels.items()
+      if platform == "cuda" or not sharded  # TPUs' compiler cannot cut a kernel
+    }
+
+    def each(codes, scale, table):
+      return lax.platform_dependent(codes, scale, table, default=plain, **fast)
+
+    local = _by_parts(each, codes) if sharded and fast else each
     return local(codes, scale, CODE)
 
   @one.def_vmap
@@ -85,7 +92,8 @@ def forward(x, codes, scale, dtype):
   """
   # A kernel rounds once, to x's dtype, and sums in float32.
   once = jnp.promote_types(dtype, x.dtype) == dtype and x.dtype.itemsize <= 4
-  if not (kernels_for(codes) and once) or _sharded(codes, x, scale):
+  kernels = kernels_for(codes)
+  if not (kernels and once) or _sharded(codes, x, scale):
     return dequantised(x, codes, scale, dtype)
 
   @custom_vmap
@@ -93,8 +101,11 @@ def forward(x, codes, scale, dtype):
     plain = functools.partial(dequantised, dtype=dtype)
     if not 0 < len(x) <= FUSED_ROWS:
       return plain(x, codes, scale)
-    fast = functools.partial(_kernel_package().matmul, table=CODE)
-    return lax.platform_dependent(x, codes, scale, cuda=fast, default=plain)
+    fast = {
+      platform: functools.partial(module.matmul, table=CODE)
+      for platform, module in kernels.items()
+    }
+    return lax.platform_dependent(x, codes, scale, default=plain, **fast)
 
   @product.def_vmap
   def _(size, batched, *args):
@@ -129,10 +140,10 @@ def backward(g, codes, scale, dtype):
   return _by_tiles(product, codes, scale, axis=1)
 
 
-def kernels_for(codes) -> bool:
-  """Whether kernels are used where this turns out to be compiled for CUDA."""
+def kernels_for(codes) -> dict:
+  """{platform: kernels} that are used where this turns out to be compiled for it."""
   package = _kernel_package()
-  return bool(package) and package.available() and codes.shape[1] % 64 == 0
+  return package.by_platform() if package and codes.shape[1] % 64 == 0 else {}
 
 
 def half(inputs: int) -> int:

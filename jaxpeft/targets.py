@@ -116,6 +116,7 @@ def prepare(target: str):
       TPU_SKIP_MDS_QUERY="1",
       TPU_ACCELERATOR_TYPE="v5litepod-16",
       TPU_WORKER_HOSTNAMES="localhost",
+      ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # there is no TPU that only one may have
     ),
   }
   for name, value in settings[_kind(target)].items():

@@ -52,14 +52,14 @@ def test_code_for_an_h100_spills_nothing(tmp_path):
 
 
 def test_called_in_cuda_only_and_never_on_a_sharded_weight():
-  out = run(aot.environment(*PLUGIN), "tests/kernel_lowering.py", "lower")
+  out = run(aot.environment(*PLUGIN), "tests/kernel_lowering.py", "lower", "cuda")
   assert "lowered as meant" in out
   assert "not from the codes on a mesh" in out
 
 
 def test_a_step_for_an_h100_keeps_no_dequantised_weight():
   env = aot.environment(*PLUGIN, "jax_plugins.xla_cuda13")
-  out = run(env, "tests/kernel_lowering.py", "compile")
+  out = run(env, "tests/kernel_lowering.py", "compile", "cuda")
   assert "with barriers" in out
   assert "dequantised by parts" in out
 

@@ -55,7 +55,7 @@ def product(name: str, backward: bool, kernels):
   f = nf4_products.backward if backward else nf4_products.dequantised
 
   def dequantised(x, w):
-    off = mock.patch.object(nf4_products, "kernels_for", return_value=False)
+    off = mock.patch.object(nf4_products, "kernels_for", return_value={})
     with off if name == "plain" else contextlib.nullcontext():
       return f(x, *w, x.dtype)
 
@@ -246,10 +246,10 @@ def main(argv):
     shapes, rows = [(256, 128)], [16]
   elif device.platform != "gpu":
     raise InputError(f"no NVIDIA GPU, JAX has {device}; --rehearse runs on a CPU")
-  elif not jaxpeft_kernels.available():
+  elif "cuda" not in jaxpeft_kernels.by_platform():
     raise InputError("jax-triton cannot be imported: pip install -e '.[gpu]'")
   else:
-    kernels = jaxpeft_kernels
+    kernels = jaxpeft_kernels.by_platform()["cuda"]
   check(kernels, f.rehearse)
   print(f"{device.device_kind}, jax {jax.__version__}; microseconds a product")
   print(f"{'':>3}{'in':>7}{'out':>7}{'M':>6}", end="")

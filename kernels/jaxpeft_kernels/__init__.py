@@ -1,10 +1,27 @@
-"""GPU kernels of jaxpeft: Triton, called with jax-triton; each beside its plain JAX.
+"""Kernels of jaxpeft for NVIDIA GPUs and TPUs, each beside its plain JAX.
 
-Imports jax and jax-triton only. Where jax-triton is not, `available` says so, and only
-the plain-JAX `_ref` of each kernel can be called.
+For GPUs in Triton, called with jax-triton; for TPUs in Pallas. `by_platform` tells
+which can be built here; without either only plain JAX (`_ref`) can be called.
 """
 
-from jaxpeft_kernels.bridge import available
-from jaxpeft_kernels.nf4 import dequantise, dequantise_ref, matmul, matmul_ref
+import functools
+import importlib
+import importlib.util
 
-__all__ = ["available", "dequantise", "dequantise_ref", "matmul", "matmul_ref"]
+from jaxpeft_kernels import nf4
+from jaxpeft_kernels.bridge import available
+from jaxpeft_kernels.nf4 import dequantise_ref, matmul_ref
+
+__all__ = ["by_platform", "dequantise_ref", "matmul_ref"]
+
+
+@functools.cache
+def by_platform() -> dict:
+  """{platform: module with `dequantise` and `matmul`}, of those that can be built here.
+
+  For CUDA that takes jax-triton, for TPUs libtpu.
+  """
+  found = {"cuda": nf4} if available() else {}
+  if importlib.util.find_spec("libtpu"):
+    found["tpu"] = importlib.import_module("jaxpeft_kernels.nf4_pallas")
+  return found

@@ -1,4 +1,4 @@
-"""All that is said to jax-triton, whose names change from version to version.
+"""All contact with names that change from version to version: jax-triton's, JAX's.
 
 Works with 0.3.1 and with 0.4 (which names the results `out_type`). A kernel's arguments
 are in jax-triton's order: arrays and numbers in, arrays out, then constants.
@@ -67,6 +67,30 @@ def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
   # In a `jax.shard_map` the result differs between devices if an argument does.
   axes = {axis for x in arguments for axis in _varying(x)}
   return jax.lax.pcast(y, tuple(sorted(axes)), to="varying") if axes else y
+
+
+def varying_as(arguments, shape, dtype):
+  """(arguments, jax.ShapeDtypeStruct) for a Pallas call in, or out of, `jax.shard_map`.
+
+  Args:
+    arguments: arrays. If one differs between devices, all shall, and so the result.
+    shape: of the result.
+    dtype: of the result.
+  """
+  axes = {axis for x in arguments for axis in _varying(x)}
+  if not axes:
+    return arguments, jax.ShapeDtypeStruct(shape, dtype)
+  names = inspect.signature(jax.ShapeDtypeStruct.__init__).parameters
+  kind = dict(vma=frozenset(axes))
+  if "vma" not in names:  # named so since JAX 0.10.2
+    kind = dict(manual_axis_type=jax.sharding.ManualAxisType(varying=frozenset(axes)))
+  cast = [
+    jax.lax.pcast(x, tuple(sorted(axes - set(_varying(x)))), to="varying")
+    if axes - set(_varying(x))
+    else x
+    for x in arguments
+  ]
+  return cast, jax.ShapeDtypeStruct(shape, dtype, **kind)
 
 
 def _use_old_assembler():

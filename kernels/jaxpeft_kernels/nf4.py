@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
 from jaxpeft_kernels import bridge
 
@@ -79,7 +79,8 @@ def dequantise(codes, scales, table, dtype):
 def dequantise_ref(codes, scales, table, dtype):
   """`dequantise` in plain JAX."""
   outputs, half = codes.shape
-  planes = codes.reshape(outputs, -1, 1, 64) >> np.array([[0], [4]], np.uint8) & 15
+  shift = 4 * lax.broadcasted_iota(jnp.uint8, (2, 1), 0)
+  planes = codes.reshape(outputs, -1, 1, 64) >> shift & 15
   values = jnp.asarray(table)[planes] * scales.reshape(outputs, -1, 2, 1)
   return values.astype(dtype).reshape(outputs, 2 * half)
 
