@@ -4,11 +4,11 @@ A weight is dequantised by a kernel and multiplied by XLA's product; of few rows
 product is formed from the codes. The kernels (`jaxpeft_kernels`) are used on TPUs, for
 CUDA where jax-triton is installed, and for inputs in whole groups of 128.
 
-On a mesh of several devices each dequantises its own part of a weight, a GPU by the
-kernel, and none is gathered for it; the product of few rows is formed from the codes
-only inside a `jax.shard_map` over all axes, since the compiler cannot cut that kernel.
-A mesh is known by the arrays placed on it, or by `jax.set_mesh`;
-`jax.jit(in_shardings=...)` alone does not tell of it; weights would be gathered then.
+On a mesh of several GPUs the kernels work on each device's own part of a weight, and
+none is gathered for it, if the mesh divides outputs and groups of inputs. Else, and for
+TPUs, it is plain JAX, but for a `jax.shard_map` over all axes. A mesh is known by the
+arrays placed on it, or by `jax.set_mesh`; `jax.jit(in_shardings=...)` alone does not
+tell of it, and its weights would be gathered.
 
 Axes: `[..., in]` inputs, out outputs; codes and scales as `nf4.NF4` has them, of one
 layer.
@@ -16,6 +16,7 @@ layer.
 
 import functools
 import importlib
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxpeft import sharding
 
@@ -52,23 +54,21 @@ def values(codes, scale, dtype):
     dtype: of the result.
   """
   plain = functools.partial(_values, dtype=dtype)
-  kernels = kernels_for(codes)
+  ways = _ways(codes, scale)
+  kernels = _usable(kernels_for(codes), codes, ways)
   if not kernels:
     return plain(codes, scale, CODE)
 
   @custom_vmap
   def one(codes, scale):
-    sharded = _sharded(codes, scale)
-    fast = {
-      platform: functools.partial(module.dequantise, dtype=dtype)
-      for platform, module in kernels.items()
-      if platform == "cuda" or not sharded  # TPUs' compiler cannot cut a kernel
-    }
+    def each(*args):
+      fast = {
+        platform: functools.partial(module.dequantise, dtype=dtype)
+        for platform, module in kernels.items()
+      }
+      return lax.platform_dependent(*args, default=plain, **fast)
 
-    def each(codes, scale, table):
-      return lax.platform_dependent(codes, scale, table, default=plain, **fast)
-
-    local = _by_parts(each, codes) if sharded and fast else each
+    local = _by_parts(each, codes) if ways > 1 else each
     return local(codes, scale, CODE)
 
   @one.def_vmap
@@ -92,20 +92,26 @@ def forward(x, codes, scale, dtype):
   """
   # A kernel rounds once, to x's dtype, and sums in float32.
   once = jnp.promote_types(dtype, x.dtype) == dtype and x.dtype.itemsize <= 4
-  kernels = kernels_for(codes)
-  if not (kernels and once) or _sharded(codes, x, scale):
+  ways = _ways(codes, x, scale)
+  kernels = _usable(kernels_for(codes), codes, ways)
+  many = ways > 1 and x.size // x.shape[-1] > FUSED_ROWS  # and not to be reshaped
+  if not (kernels and once) or many:
     return dequantised(x, codes, scale, dtype)
 
   @custom_vmap
   def product(x, codes, scale):
-    plain = functools.partial(dequantised, dtype=dtype)
     if not 0 < len(x) <= FUSED_ROWS:
-      return plain(x, codes, scale)
-    fast = {
-      platform: functools.partial(module.matmul, table=CODE)
-      for platform, module in kernels.items()
-    }
-    return lax.platform_dependent(x, codes, scale, default=plain, **fast)
+      return dequantised(x, codes, scale, dtype)
+
+    def plain(x, codes, scale, table):
+      return x @ _values(codes, scale, table, dtype).astype(x.dtype).T
+
+    def each(*args):
+      fast = {platform: module.matmul for platform, module in kernels.items()}
+      return lax.platform_dependent(*args, default=plain, **fast)
+
+    local = _by_parts(each, codes, len(x), ways) if ways > 1 else each
+    return local(x, codes, scale, CODE)
 
   @product.def_vmap
   def _(size, batched, *args):
@@ -160,28 +166,59 @@ def _values(codes, scale, table, dtype):
   return (numbers * scale[..., None]).astype(dtype).reshape(rows, 2 * bytes_)
 
 
-def _by_parts(f, codes):
-  """f(codes, scale, table), on every device of that part of codes which it has.
+def _usable(kernels: dict, codes, ways: int) -> dict:
+  """Those of the kernels that can work on parts of a weight, cut in so many at most.
+
+  The compiler for TPUs cannot cut them. Where outputs or groups of inputs are not even,
+  it would cut by part of a mesh's axis, which `custom_partitioning` cannot name.
+  """
+  outputs, half = codes.shape
+  even = outputs % ways == half // 64 % ways == 0
+  return {p: m for p, m in kernels.items() if ways == 1 or (p == "cuda" and even)}
+
+
+def _by_parts(f, codes, rows: int = 0, ways: int = 1):
+  """f, on every device of that part of codes which it has.
 
   Args:
-    f: of whole groups of 128 inputs, each by itself.
+    f: (codes, scale, table) -> [out, in], of whole groups of 128 inputs, each by
+      itself; or, with rows, (x [rows, in], codes, scale, table) -> [rows, out], to be
+      summed over the groups.
     codes: uint8[out, in / 2].
+    rows: of x.
+    ways: the most parts of anything.
   """
 
   def partition(mesh, arguments, result):
-    return mesh, f, result.sharding, tuple(x.sharding for x in arguments)
+    places = tuple(x.sharding for x in arguments)
+    if not rows:
+      return mesh, f, result.sharding, places
+    # The weight stays where it is, and x comes to its groups of inputs.
+    (of_x, _), (outputs, groups) = map(_axes, places[:2])
+    of_x = tuple(axis for axis in of_x if axis not in outputs + groups)
+    x, y = (NamedSharding(mesh, P(of_x, axes)) for axes in (groups, outputs))
+
+    def local(*args):
+      return lax.psum(f(*args), groups) if groups else f(*args)
+
+    return mesh, local, y, (x, places[1], places[1], places[3])
 
   cut = custom_partitioning(f)
-  groups = codes.shape[1] // 64
-  if groups == 1:  # and may not be cut
-    rule, whole, sizes = "o b, o s, t -> o n", ("b", "s", "t", "n"), {}
-  else:
-    rule, whole = "o (g b), o (g s), t -> o (g n)", ("t",)
-    sizes = dict(g=groups, b=64, s=2, n=128)
+  weight, inputs = "o (g b), o (g s), t", "(g n)"
   cut.def_partition(
-    partition=partition, sharding_rule=rule, need_replication_factors=whole, **sizes
+    partition=partition,
+    sharding_rule=f"m {inputs}, {weight} -> m o" if rows else f"{weight} -> o {inputs}",
+    need_replication_factors=("m", "t") if rows % ways else ("t",),
+    reduction_factors=("g",) if rows else (),
+    **dict(g=codes.shape[1] // 64, n=128, b=64, s=2),
   )
   return cut
+
+
+def _axes(place: NamedSharding) -> list[tuple[str, ...]]:
+  """The axes of the mesh that cut each of an array's two."""
+  spec = (*place.spec, None, None)[:2]
+  return [x if isinstance(x, tuple) else (x,) if x else () for x in spec]
 
 
 def _by_tiles(product, codes, scale, axis: int):
@@ -229,16 +266,18 @@ def _kernel_package():
     return None
 
 
-def _sharded(*args) -> bool:
-  """Whether the compiler may cut arrays over several devices."""
+def _ways(*args) -> int:
+  """Over how many devices the compiler may cut arrays."""
   meshes = [jax.sharding.get_abstract_mesh()]
   meshes += [getattr(jax.typeof(x).sharding, "mesh", None) for x in args]
-  return any(
-    mesh.shape[name] > 1
+  return max(
+    math.prod(
+      mesh.shape[name]
+      for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+      if kind != AxisType.Manual
+    )
     for mesh in meshes
     if mesh is not None
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind != AxisType.Manual
   )
 
 

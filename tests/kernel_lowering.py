@@ -6,6 +6,8 @@ For CUDA needs jax-triton and JAX's plugin, and `compile` XLA:GPU's wheel; for T
 `compile` needs anything, libtpu.
 """
 
+import dataclasses
+import itertools
 import re
 import sys
 import types
@@ -99,30 +101,48 @@ def lower():
 
 
 def on_a_mesh():
-  """From the codes not where the compiler might cut a weight, but in a shard_map."""
-  mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+  """The same numbers however weight and rows are cut; a shard_map calls the kernel."""
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
   spec = jax.sharding.PartitionSpec
+  product = jax.jit(lambda w, x: w.matmul(x))
+
+  def place(array, *axes):
+    return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec(*axes)))
+
+  cuts = (None, None), ("d", None), (None, "d")
+  # Of 512 inputs each of 4 devices has a whole group; of the others a part of one.
+  for inputs, of_weight, of_x in itertools.product((512, 256, 128), cuts, cuts):
+    w = dataclasses.replace(stack(1, inputs, 768)[0], dtype=jnp.dtype("float32"))
+    x = jax.random.normal(jax.random.key(0), (4, inputs))
+    want = np.asarray(x, np.float64) @ np.asarray(w.dense(), np.float64)
+    even = inputs > 128 or not of_weight[1]  # or two scales are for four devices
+    parts = [place(w.codes, *of_weight), place(w.absmax, *of_weight if even else ())]
+    rest = [place(getattr(w, name)) for name in ("nested", "offset")]
+    for rows in (x, x[:, None], jnp.tile(x, (20, 1))):  # the last are not few
+      rows = place(rows, of_x[0], *(None,) * (rows.ndim - 2), of_x[1])
+      got = product(nf4.NF4(*parts, *rest, w.dtype), rows)
+      got = np.asarray(got).reshape(-1, *want.shape)
+      np.testing.assert_allclose(got, np.broadcast_to(want, got.shape), atol=1e-3)
+
   w, x = stack(1, 512, 768)[0], jnp.ones((4, 512), jnp.bfloat16)
-  product = lambda w, x: w.matmul(x)  # noqa: E731
-  place = jax.sharding.NamedSharding(mesh, spec())
   assert kernels(product, w, x) == 1
-  assert kernels(product, jax.device_put(w, place), x) == 0
-  with jax.set_mesh(mesh):
-    assert kernels(product, w, x) == 0
   own = jax.shard_map(
-    product, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec("d")
+    lambda w, x: w.matmul(x),
+    mesh=mesh,
+    in_specs=(spec(), spec("d")),
+    out_specs=spec("d"),
   )
   assert kernels(own, w, x) == 1
-  print("not from the codes on a mesh")
+  print("the same on a mesh")
 
 
 def parts():
-  """Each of two devices dequantises its half of a weight, on GPUs by the kernel."""
+  """Each of two devices works on its half of a weight, on GPUs by the kernels."""
   devices = np.array(targets.devices(TARGET)[:2])
   mesh = jax.sharding.Mesh(devices, ("d",))
   placed, spec = jax.sharding.NamedSharding, jax.sharding.PartitionSpec
-  rows, outputs = 80, 384
-  for inputs, axes in ((256, ("d", None)), (256, (None, "d")), (128, ("d", None))):
+  inputs, outputs = 256, 384
+  for rows, axes in itertools.product((80, 16), (("d", None), (None, "d"))):
     w = stack(1, inputs, outputs)[0]
     cut, whole = placed(mesh, spec(*axes)), placed(mesh, spec())
     places = nf4.NF4(cut, cut, whole, whole, w.dtype)
@@ -134,9 +154,12 @@ def parts():
     shape = (outputs // 2, inputs) if axes[0] else (outputs, inputs // 2)
     if PLATFORM == "cuda":
       call = next(line for line in text.splitlines() if CALL in line)
-      assert f"bf16[{shape[0]},{shape[1]}]" in call, call
+      few = f"{rows},{shape[0]}]"  # products formed from the codes
+      assert (few if rows == 16 else f"bf16[{shape[0]},{shape[1]}]") in call, call
+      assert f"u8[{shape[0]},{shape[1] // 2}]" in call, call
+    assert ("all-reduce" in text) == (axes[0] is None)
     assert not re.search(r"all-gather[^(]*\([^)]*u8", text)
-  print("dequantised by parts")
+  print("each its own part")
 
 
 def compile():
@@ -181,7 +204,7 @@ def compile():
 
 if __name__ == "__main__":
   targets.prepare(TARGET)
-  jax.config.update("jax_num_cpu_devices", 2)
+  jax.config.update("jax_num_cpu_devices", 4)
   if PLATFORM == "tpu":  # to lower for it takes no libtpu
     jaxpeft_kernels.by_platform = lambda: dict(tpu=nf4_pallas)
   if WHAT == "lower":

@@ -51,17 +51,26 @@ def test_code_for_an_h100_spills_nothing(tmp_path):
   assert "code is right" in run(env, "tests/kernel_code.py")
 
 
-def test_called_in_cuda_only_and_never_on_a_sharded_weight():
+def test_called_in_cuda_only_and_right_on_a_mesh():
   out = run(aot.environment(*PLUGIN), "tests/kernel_lowering.py", "lower", "cuda")
   assert "lowered as meant" in out
-  assert "not from the codes on a mesh" in out
+  assert "the same on a mesh" in out
+
+
+@pytest.mark.slow
+def test_meshes_work_as_without_where_kernels_are_installed():
+  """The tests of weights in 4 bits on a mesh again, with products cut by our rules."""
+  env = aot.environment(*PLUGIN)
+  files = "tests/test_sharding.py", "tests/test_sharded_evaluation.py"
+  out = run(env, "-m", "pytest", "-vn0", "-k", "nf4 or 4_bits", *files)
+  assert "passed" in out
 
 
 def test_a_step_for_an_h100_keeps_no_dequantised_weight():
   env = aot.environment(*PLUGIN, "jax_plugins.xla_cuda13")
   out = run(env, "tests/kernel_lowering.py", "compile", "cuda")
   assert "with barriers" in out
-  assert "dequantised by parts" in out
+  assert "each its own part" in out
 
 
 def test_the_bench_is_rehearsed_and_wants_a_gpu(tmp_path):

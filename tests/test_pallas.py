@@ -45,17 +45,17 @@ def test_products_are_those_of_float64(shape, dtype, rows):
   assert error.max() < 1e-6 + (dtype == jnp.bfloat16) * 2**-8
 
 
-def test_called_for_tpus_only_and_never_on_a_sharded_weight():
+def test_called_for_tpus_only_and_right_on_a_mesh():
   out = run(aot.environment(), "tests/kernel_lowering.py", "lower", "tpu")
   assert "lowered as meant" in out
-  assert "not from the codes on a mesh" in out
+  assert "the same on a mesh" in out
 
 
 def test_a_step_for_a_tpu_keeps_no_dequantised_weight():
   env = aot.environment("libtpu")
   out = run(env, "tests/kernel_lowering.py", "compile", "tpu")
   assert "with barriers" in out
-  assert "dequantised by parts" in out
+  assert "each its own part" in out
 
 
 def test_code_fits_every_kind_of_tpu():
