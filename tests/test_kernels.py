@@ -62,7 +62,7 @@ def test_meshes_work_as_without_where_kernels_are_installed():
   """The tests of weights in 4 bits on a mesh again, with products cut by our rules."""
   env = aot.environment(*PLUGIN)
   files = "tests/test_sharding.py", "tests/test_sharded_evaluation.py"
-  out = run(env, "-m", "pytest", "-vn0", "-k", "nf4 or 4_bits", *files)
+  out = run(env, "-m", "pytest", "-v", "-n0", "-k", "nf4 or 4_bits", *files)
   assert "passed" in out
 
 
