@@ -150,15 +150,16 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   def is_stop(token):
     return functools.reduce(jnp.logical_or, [token == s for s in stop_ids], False)
 
+  def write(i, token, done, new, count):
+    done = done | is_stop(token)
+    return done, new.at[:, i].set(token), count + ~done
+
   def go_on(carry):
     i, _, done, *_ = carry
-    return (i < max_new) & ~done.all()
+    return (i < max_new - 1) & ~done.all()
 
   def body(carry):
     i, token, done, cache, new, count = carry
-    done = done | is_stop(token)
-    new = new.at[:, i].set(token)
-    count = count + ~done
     filled = prompt | ((slots >= p) & (slots < p + i))
     seen = Where(position, filled.astype(jnp.int32))
     here = Where((length + i)[:, None], jnp.ones((b, 1), jnp.int32))
@@ -176,10 +177,12 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
     cache = jax.tree.map(
       lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, slot, 3), cache, kept
     )
+    done, new, count = write(i + 1, token, done, new, count)
     return i + 1, token, done, cache, new, count
 
-  empty = jnp.zeros((b, max_new), jnp.int32)
-  start = (0, draw(0, logits), length == 0, cache, empty, jnp.zeros(b, jnp.int32))
+  token, empty = draw(0, logits), jnp.zeros((b, max_new), jnp.int32)
+  done, new, count = write(0, token, length == 0, empty, jnp.zeros(b, jnp.int32))
+  start = 0, token, done, cache, new, count
   *_, new, count = jax.lax.while_loop(go_on, body, start)
   return sharding.replicated((new, count))
 
