@@ -5,9 +5,9 @@
 Llama-shaped, width 512, 8 layers, ff 1408, 8 heads on 4 key/value heads, vocabulary
 4096, batch 4 x 256, float32, AdamW, adapters on all seven projections. Each figure
 comes from a process of its own; the contestants take turns, so that a machine whose
-speed drifts is fair to both. All ask for huge pages, as train.py does where that helps;
-`--small-pages` is without. Memory is the peak resident set above that of the loaded
-model.
+speed drifts is fair to both. All ask for huge pages, as train.py does where that helps,
+or none with `--small-pages`, whatever GLIBC_TUNABLES is here. Memory is the peak
+resident set above that of the loaded model.
 """
 
 import argparse
@@ -126,14 +126,14 @@ def main():
     return
   from jaxpeft import hugepages
 
-  pages = {} if args.small_pages else {hugepages.KEY: hugepages.ASK}
+  env = {key: x for key, x in os.environ.items() if key != hugepages.KEY}
+  if not args.small_pages:
+    env[hugepages.KEY] = hugepages.ASK
   results = {name: [] for name in contestants()}
   for _ in range(args.rounds):
     for name, got in results.items():
       command = [sys.executable, __file__, "--only", name, "--steps", str(args.steps)]
-      out = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | pages
-      )
+      out = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
       got.append(json.loads(out.stdout.splitlines()[-1]))
   first = next(iter(results))
   median = {

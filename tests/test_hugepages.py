@@ -31,9 +31,7 @@ def start(tmp_path, enabled="always [madvise] never", variable=None, before=""):
   return process.pid, out.splitlines()
 
 
-@pytest.mark.skipif(
-  not os.confstr("CS_GNU_LIBC_VERSION").startswith("glibc 2."), reason="not glibc"
-)
+@pytest.mark.skipif(not hugepages.modern_glibc(), reason="not glibc since 2.35")
 def test_a_command_starts_again_as_the_same_process_with_the_same_arguments(tmp_path):
   pid, lines = start(tmp_path)
   assert lines == [f"{pid} ['a b'] 1 {hugepages.ASK}"]
@@ -48,11 +46,50 @@ def test_a_command_starts_again_as_the_same_process_with_the_same_arguments(tmp_
     dict(before="os.confstr = lambda name: 'musl'"),
     dict(before="os.confstr = lambda name: 'glibc 2.34'"),
     dict(before="sys.settrace(lambda *_: None)"),
+    dict(before="sys.executable = sys.executable + '-missing'"),
   ],
 )
 def test_a_command_goes_on_where_that_does_not_help(tmp_path, how):
   pid, lines = start(tmp_path, **how)
   assert lines == [f"{pid} ['a b'] 1 None"]
+
+
+HOSTS = {
+  "runpy": ["host.py"],
+  "runpy with the same arguments": ["host.py", "SCRIPT", "SYS"],
+  "-m": ["-m", "host", "SCRIPT", "SYS"],
+  "standard input": ["-", "SYS"],
+  "-c": ["-c", "import host", "SCRIPT", "SYS"],
+}
+
+
+@pytest.mark.parametrize("how", HOSTS)
+def test_a_process_of_something_else_is_not_started_again(tmp_path, how):
+  """A kernel of a notebook would lose its variables, and the script would not run."""
+  script, enabled = tmp_path / "script.py", tmp_path / "enabled"
+  enabled.write_text("always [madvise] never")
+  script.write_text(SCRIPT.format(before=""))
+  host = f"""
+import runpy, sys
+print("host")
+sys.argv = [{str(script)!r}, {str(enabled)!r}]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+  (tmp_path / "host.py").write_text(host)
+  names = dict(SCRIPT=str(script), SYS=str(enabled))
+  env = {k: v for k, v in os.environ.items() if k != hugepages.KEY}
+  out = subprocess.run(
+    [sys.executable, *(names.get(x, x) for x in HOSTS[how])],
+    input=script.read_text(),
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=env | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path])),
+  )
+  assert out.returncode == 0, out.stderr
+  lines = out.stdout.splitlines()
+  assert lines[-1].endswith(" [] 0 None"), lines
+  assert lines[:-1] == ["host"] * (how != "standard input")
 
 
 def test_a_variable_that_is_set_is_left_as_it_is(tmp_path):
