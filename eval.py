@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from jaxpeft import cli, hugepages
+from jaxpeft import cli, config_file
 from jaxpeft.errors import InputError
 
 flags.DEFINE_string("ckpt", None, "A run's directory, as train.py wrote it.")
@@ -25,10 +25,12 @@ cli.process_flags()
 
 def main(argv):
   """The evaluation."""
-  parsed = cli.parse(argv)
+  from jaxpeft.training import workdir as workdirs
+
+  parsed = config_file.parse(argv)
   if parsed.ckpt is None:
     raise InputError("which run? Give --ckpt=runs/NAME")
-  config = cli.read_config(parsed.ckpt).unlock()
+  config = workdirs.read_config(parsed.ckpt).unlock()
   cli.join(parsed, config)  # before JAX has devices
   for key in ("task", "limit", "temperature", "max_new_tokens"):
     if parsed[key].value is not None:
@@ -44,15 +46,19 @@ def main(argv):
   if out and out.is_dir():
     raise InputError(f"--out={out} is a directory; name a file")
 
-  from jaxpeft import build, distributed, evaluate, log, sample, sharding, training
+  from jaxpeft import console, experiment
+  from jaxpeft.evaluation import evaluate
+  from jaxpeft.generation import decode
+  from jaxpeft.parallel import distributed, sharding
+  from jaxpeft.training import step as training
 
-  build.check_options(config)
-  rows = build.held_out_rows(config)
-  build.enter_mesh(sharding.mesh(tensor=parsed.tensor))
-  log.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
-  model = build.load_run(parsed.ckpt, config)
-  held_out, problems, summary = build.held_out(config, model.tokenizer, rows)
-  log.note(summary)
+  experiment.check_options(config)
+  rows = experiment.held_out_rows(config)
+  experiment.enter_mesh(sharding.mesh(tensor=parsed.tensor))
+  console.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
+  model = experiment.load_run(parsed.ckpt, config)
+  held_out, problems, summary = experiment.held_out(config, model.tokenizer, rows)
+  console.note(summary)
   e = config.eval
   nats = evaluate.loss(
     training.make_eval(model.transformer),
@@ -74,7 +80,7 @@ def main(argv):
       batch_size=e.batch_size,
       seed=config.seed,
       max_new_tokens=e.max_new_tokens,
-      sampling=sample.Sampling(e.temperature, e.top_k, e.top_p),
+      sampling=decode.Sampling(e.temperature, e.top_k, e.top_p),
     )
     for rule, share in got.accuracy.items():
       low, high = got.interval[rule]
@@ -87,9 +93,9 @@ def main(argv):
       by_rule=got.accuracy,
       answers=got.records,
     )
-    log.say(f"{e.task} on {len(problems)} problems of {config.data.eval}")
+    console.say(f"{e.task} on {len(problems)} problems of {config.data.eval}")
   for name, value in table.items():
-    log.say(f"  {name:<20} {value}")
+    console.say(f"  {name:<20} {value}")
   if out and distributed.is_main():
     tmp = out.with_name(out.name + ".tmp")
     tmp.write_text(json.dumps(report, indent=1) + "\n")
@@ -97,6 +103,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  hugepages.ask()
   with cli.one_clear_line():
     main(sys.argv)

@@ -1,6 +1,6 @@
 """Fine-tunes a model: python train.py --config=configs/svft_banded.py
 
-Read it top to bottom: config, base model, adapter, data, optimiser, resume, loop,
+Read it top to bottom: config, base model, adapter, data, optimizer, resume, loop,
 result. Running it again with the same --workdir resumes, or says that it is finished.
 """
 
@@ -10,10 +10,10 @@ import time
 
 from absl import flags
 
-from jaxpeft import cli, hugepages
+from jaxpeft import cli, config_file
 from jaxpeft.errors import InputError
 
-cli.config_flag()
+config_file.define_flag()
 cli.process_flags()
 flags.DEFINE_string("workdir", None, "Where to write; default runs/NAME of the config.")
 flags.register_validator("workdir", lambda path: path != "", "--workdir= is empty")
@@ -22,7 +22,7 @@ flags.register_validator("workdir", lambda path: path != "", "--workdir= is empt
 def main(argv):
   """The run."""
   started = time.time()
-  parsed = cli.parse(argv)
+  parsed = config_file.parse(argv)
   if parsed.config is None:
     raise InputError("which run? Give --config=configs/NAME.py")
   config = parsed.config.lock()
@@ -32,42 +32,36 @@ def main(argv):
   # After the flags, so that a typing error is answered at once.
   import jax
 
-  from jaxpeft import (
-    adapters,
-    build,
-    distributed,
-    evaluate,
-    log,
-    optim,
-    partitions,
-    report,
-    sample,
-    sharding,
-    tokens,
-    training,
-  )
+  from jaxpeft import adapters, console, experiment, tree
   from jaxpeft.checkpoints import adapter as adapter_files
-  from jaxpeft.checkpoints import state as checkpoints
+  from jaxpeft.checkpoints import run_state as checkpoints
   from jaxpeft.data import batches
+  from jaxpeft.evaluation import evaluate
+  from jaxpeft.generation import decode
+  from jaxpeft.objectives import token_selection
+  from jaxpeft.parallel import distributed, sharding
+  from jaxpeft.training import log, optimizer, report
+  from jaxpeft.training import step as training
+  from jaxpeft.training import workdir as workdirs
 
   # ---- what is asked for, checked before anything is written -------------------------
   t, e = config.train, config.eval
-  sampling = sample.Sampling(e.temperature, e.top_k, e.top_p)
-  selection = tokens.Selection(**config.tokens)
-  tx, rate = optim.make(t.steps, **config.optim)
-  build.check_options(config)  # reading a real model takes minutes
-  build.enter_mesh(sharding.mesh(**config.mesh))
-  rows = build.training_rows(config), build.held_out_rows(config)
-  log.note(f"reading {config.model.source} ...")
-  base = build.base(config)
-  build.check(config, base, tx)
-  data = build.data(config, base, *rows)
+  sampling = decode.Sampling(e.temperature, e.top_k, e.top_p)
+  selection = token_selection.Selection(**config.tokens)
+  tx, rate = optimizer.make(t.steps, **config.optim)
+  experiment.check_options(config)  # reading a real model takes minutes
+  experiment.enter_mesh(sharding.mesh(**config.mesh))
+  rows = experiment.training_rows(config), experiment.held_out_rows(config)
+  console.note(f"reading {config.model.source} ...")
+  base = experiment.base(config)
+  experiment.check(config, base, tx)
+  data = experiment.data(config, base, *rows)
   first = training.split(data.batches[0], t.accumulate)
-  workdir = cli.prepare_workdir(parsed.workdir or f"runs/{name}", config)
+  workdir = workdirs.prepare(parsed.workdir or f"runs/{name}", config)
   finished = [line for line in log.read(workdir / "metrics.jsonl") if "final" in line]
   if finished:
-    log.note(f"{workdir} is finished; next: python eval.py --ckpt={workdir}")
-    log.say(report.result(finished[-1]))
+    console.note(f"{workdir} is finished; next: python eval.py --ckpt={workdir}")
+    console.say(report.result(finished[-1]))
     return
   store = checkpoints.Checkpoints(workdir / "checkpoints")
   new = store.latest is None
@@ -82,12 +76,12 @@ def main(argv):
 
   scored = bool(e.task and data.problems)
   if new and scored:
-    log.note(f"{len(data.problems)} answers of the base model ...")
+    console.note(f"{len(data.problems)} answers of the base model ...")
     before = answer(base, "base model")
     samples = [record["text"] for record in before.records[:3]]
     logs.write(0, base_accuracy=before.accuracy[e.answer], base_samples=samples)
-  log.note("adapting ...")
-  run = build.adapt(config, base, data.batches if new else None,
+  console.note("adapting ...")
+  run = experiment.adapt(config, base, data.batches if new else None,
                     None if new else workdir / "start")  # fmt: skip
   beside = adapters.kept(run.frozen)  # of the start: saved beside theta
   if new and beside:
@@ -102,13 +96,13 @@ def main(argv):
     adapter_files.check_base(extra["fingerprint"], run.meta["fingerprint"], workdir)
     best = extra["best"]
     logs = log.Log(workdir, int(state.step))
-    log.note(f"resuming {workdir} at step {int(state.step)}")
+    console.note(f"resuming {workdir} at step {int(state.step)}")
 
   # ---- compile -----------------------------------------------------------------------
   for line in data.summary:
-    log.note(line)
+    console.note(line)
   shown = batches.preview(data.batches[0], base.tokenizer, sys.stderr.isatty())
-  log.note(f"first example, what is learned marked:\n{shown}\ncompiling ...")
+  console.note(f"first example, what is learned marked:\n{shown}\ncompiling ...")
   clock = time.time()
   jitted = training.make_step(
     run.model.transformer, tx, t.neftune, config.seed, selection
@@ -117,7 +111,9 @@ def main(argv):
   distributed.barrier("compiled")
   eval_fn = training.make_eval(run.model.transformer)
   compile_s = time.time() - clock
-  log.note(report.banner(config, size, step_fn, compile_s, data.batches.epoch_steps))
+  console.note(
+    report.banner(config, size, step_fn, compile_s, data.batches.epoch_steps)
+  )
 
   # ---- loop --------------------------------------------------------------------------
   stop = distributed.Stop()
@@ -130,7 +126,7 @@ def main(argv):
     adapter_files.save(workdir / directory, trainable, meta, beside)
 
   def hold_out(state, step):
-    params = partitions.combine(state.trainable, run.frozen)
+    params = tree.combine(state.trainable, run.frozen)
     value = evaluate.loss(
       eval_fn,
       params,
@@ -139,7 +135,7 @@ def main(argv):
       t.batch_size // t.accumulate,
     )
     logs.write(step, eval_loss=value)
-    log.note(f"step {step}: held-out loss {value:.4f}")
+    console.note(f"step {step}: held-out loss {value:.4f}")
     if value < best["loss"]:
       best.update(step=step, loss=value, waited=0)
       if t.keep_best:
@@ -171,7 +167,7 @@ def main(argv):
         good = "none yet" if store.latest is None else f"of step {store.latest}"
         raise InputError(
           f"loss, gradient or update is not finite at step {metrics['bad_step']:.0f}; "
-          f"the last good checkpoint in {workdir} is {good}. Lower optim.lr "
+          f"the last good checkpoint in {workdir} is {good}. Lower optimizer.lr "
           f"({config.optim.lr}) and start in another --workdir"
         )
     if logged:
@@ -183,7 +179,7 @@ def main(argv):
       found = [any(jax.device_get(found))]
       if not found[0] and step - first_step >= min(t.steps, 20):
         store.close()
-        raise InputError(tokens.NONE_SUPERVISED)
+        raise InputError(token_selection.NONE_SUPERVISED)
     if data.held_out and held:
       hold_out(state, step)
       bar.restart()
@@ -192,7 +188,7 @@ def main(argv):
     if leave:
       store.close()
       bar.close()
-      log.note(f"stopped by signal {stop.number} and saved at step {step}; "
+      console.note(f"stopped by signal {stop.number} and saved at step {step}; "
                "run the same command to go on")  # fmt: skip
       sys.exit(128 + stop.number)
   bar.close()
@@ -215,7 +211,7 @@ def main(argv):
     peak_memory_is="live" if live else "compiled",
   )  # fmt: skip
   if scored:
-    params = partitions.combine(trainable, run.frozen)
+    params = tree.combine(trainable, run.frozen)
     after = answer(run.model.replace(params=params), "adapted model")
     final |= dict(
       base_accuracy=logs.last("base_accuracy"), base_samples=logs.last("base_samples"),
@@ -226,12 +222,11 @@ def main(argv):
   logs.plot(workdir / "loss.png", f"{name}: {size.trainable:,} trainable parameters")
   logs.write(step, **final, wall_s=time.time() - started)
   logs.close()
-  log.say(report.result(logs.lines[-1]))
-  log.say(f"{workdir}: metrics.jsonl, loss.png, adapter/, tensorboard/\n"
+  console.say(report.result(logs.lines[-1]))
+  console.say(f"{workdir}: metrics.jsonl, loss.png, adapter/, tensorboard/\n"
           f"next: python eval.py --ckpt={workdir}")  # fmt: skip
 
 
 if __name__ == "__main__":
-  hugepages.ask()
   with cli.one_clear_line():
     main(sys.argv)

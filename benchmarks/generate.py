@@ -38,7 +38,8 @@ def ours(lora: bool) -> list[float]:
   import numpy as np
 
   import jaxpeft
-  from jaxpeft import model, sample
+  from jaxpeft import model
+  from jaxpeft.generation import decode
 
   config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **SHAPE)
   net = jaxpeft.Transformer(config)
@@ -49,7 +50,7 @@ def ours(lora: bool) -> list[float]:
   prompts = np.random.default_rng(0).integers(3, 4096, (BATCH, PROMPT)).tolist()
 
   def call():
-    new = sample.generate(net, params, prompts, NEW)
+    new = decode.generate(net, params, prompts, NEW)
     assert all(len(row) == NEW for row in new)
 
   return timed(call)

@@ -33,19 +33,20 @@ def own_bytes() -> int:
 
 def member(directory: str, quantize: str | None):
   """Loads in this process, and prints what it took."""
-  from jaxpeft import distributed
+  from jaxpeft.parallel import distributed
 
   distributed.initialize()
   import jax
 
-  from jaxpeft import nf4, sharding
   from jaxpeft.checkpoints import hf
+  from jaxpeft.parallel import sharding
+  from jaxpeft.quantization import nf4
 
   mesh = sharding.mesh()
   if mesh is not None:
     jax.set_mesh(mesh)
   if quantize:  # its compiler's memory is not the loader's
-    jax.block_until_ready(nf4.quantise(jax.numpy.zeros((128, 128))))
+    jax.block_until_ready(nf4.quantize(jax.numpy.zeros((128, 128))))
   most, done = [own_bytes()], threading.Event()
   before = most[0]
 
@@ -74,8 +75,8 @@ def main(_):
 
   from jaxpeft import model
   from jaxpeft.checkpoints import hf_write
-  from jaxpeft.model_config import ModelConfig
-  from jaxpeft.transformer import Transformer
+  from jaxpeft.transformer.config import ModelConfig
+  from jaxpeft.transformer.decoder import Transformer
 
   config = ModelConfig(family="llama", **SHAPE)
   with tempfile.TemporaryDirectory() as tmp:

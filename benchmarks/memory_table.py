@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags
 
-from jaxpeft import memory, targets
+from jaxpeft.planning import memory, targets
 
 flags.DEFINE_string("target", "cpu", "As in jaxpeft.targets.")
 flags.DEFINE_integer("tokens", 2048, "Tokens in the row.")

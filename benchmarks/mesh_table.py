@@ -10,7 +10,8 @@ the body of a loop once: good for ratios between meshes, and for nothing else.
 
 from absl import app, flags
 
-from jaxpeft import config, memory, plans, targets
+from jaxpeft import config
+from jaxpeft.planning import memory, table, targets
 
 flags.DEFINE_string("target", "v5e:4x4", "Rows of the first table to compile.")
 flags.DEFINE_bool("scaling", False, "The second table.")
@@ -46,7 +47,7 @@ def main(_):
   if f.scaling:
     print("LLaMA2-7B, QLoRA r=16, 2 rows of 2,048 tokens for each chip, fsdp")
     made = configure("llama2-7b", LORA, "nf4", 2, 2048, "segments", {})
-    print(plans.table(plans.of({"": made}, SCALING)))
+    print(table.table(table.of({"": made}, SCALING)))
     return
   for target, shape, adapter, quantize, rows, tokens, remat, mesh in TABLE:
     if target == f.target:

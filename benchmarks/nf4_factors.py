@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxpeft
-from jaxpeft import adapters, build, cli, nf4, svd
-from jaxpeft.adapters import factors
+from jaxpeft import adapters, experiment
+from jaxpeft.adapters import frozen_factors, svd
 from jaxpeft.linear import dense
+from jaxpeft.quantization import nf4
+from jaxpeft.training import workdir as workdirs
 
 METHODS = {
   "SVFT banded d=8": jaxpeft.SVFT("banded", off_diagonals=8),
@@ -54,12 +56,12 @@ def measure(adapter, u, s, vt, theta):
   left = u[:, :rank] * s[:rank] if isinstance(adapter, jaxpeft.LoRAXS) else u[:, :rank]
 
   def change(quantize):
-    frozen = factors.freeze(left, vt[:rank], jnp.float32, quantize)
+    frozen = frozen_factors.freeze(left, vt[:rank], jnp.float32, quantize)
     nothing = jnp.zeros((u.shape[0], vt.shape[1]))  # in place of W
     return adapter.merge(frozen | dict(s=s, w=nothing), theta)
 
   want, got = change(""), change("nf4")
-  q = nf4.quantise(u[:, :rank]).dense()
+  q = nf4.quantize(u[:, :rank]).dense()
   gram = q.T @ q - jnp.eye(q.shape[1])
   norm = jnp.linalg.norm
   return norm(got - want) / norm(want), norm(gram) / jnp.sqrt(q.shape[1])
@@ -72,7 +74,7 @@ def sizes(adapter, shape):
   for shapes in weights:
     of = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes]
     yield 2 * sum(x.size for x in of)
-    held = jax.tree.leaves([jax.eval_shape(nf4.quantise, x) for x in of])
+    held = jax.tree.leaves([jax.eval_shape(nf4.quantize, x) for x in of])
     yield sum(x.size * x.dtype.itemsize for x in held)
 
 
@@ -86,8 +88,8 @@ def embedded():
 
 def trained(directory: str):
   """(adapter, base's weight, theta) of each layer that a run adapted."""
-  base = adapters.nodes(build.base(cli.read_config(directory)).params)
-  for path, node in adapters.nodes(build.load_run(directory).params).items():
+  base = adapters.nodes(experiment.base(workdirs.read_config(directory)).params)
+  for path, node in adapters.nodes(experiment.load_run(directory).params).items():
     if adapters.is_adapted(node):
       for i, w in enumerate(base[path]):
         yield node.adapter, dense(w), jax.tree.map(lambda x, i=i: x[i], node.theta)

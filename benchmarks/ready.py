@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 import jaxpeft
-from jaxpeft import model, tokens, training
+from jaxpeft import model
+from jaxpeft.objectives import token_selection
+from jaxpeft.training import step as training
 
 
 class Ready(NamedTuple):
@@ -48,7 +50,7 @@ def ready(shape, adapter, rows, length, remat="products", fraction=1.0) -> Ready
     position=position,
     segment=np.ones_like(ids),
   )
-  step_fn = training.make_step(net, tx, selection=tokens.Selection(fraction))
+  step_fn = training.make_step(net, tx, selection=token_selection.Selection(fraction))
   traced = step_fn.trace(state, frozen, batch)
   compiled = traced.lower().compile()
 

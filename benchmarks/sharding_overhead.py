@@ -37,16 +37,19 @@ def prepare(axis: str, count: int):
   import jax
   import jax.numpy as jnp
 
-  from jaxpeft import build, config, optim, sharding, training
+  from jaxpeft import config, experiment
+  from jaxpeft.parallel import sharding
+  from jaxpeft.training import optimizer
+  from jaxpeft.training import step as training
 
   c = config.base()
   c.adapt.main = dict(name="LoRA", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0)
   c.train.batch_size = 8
-  build.enter_mesh(sharding.mesh(**(dict(data=1, fsdp=1) | {axis: count})))
-  base = build.base(c)
-  data = build.data(c, base)
-  tx, _ = optim.make(c.train.steps, **c.optim)
-  run = build.adapt(c, base, data.batches)
+  experiment.enter_mesh(sharding.mesh(**(dict(data=1, fsdp=1) | {axis: count})))
+  base = experiment.base(c)
+  data = experiment.data(c, base)
+  tx, _ = optimizer.make(c.train.steps, **c.optim)
+  run = experiment.adapt(c, base, data.batches)
   state = training.init_state(run.trainable, tx)
   first = sharding.place_batch(training.split(data.batches[0], c.train.accumulate))
   step = training.make_step(run.model.transformer, tx)
@@ -67,7 +70,8 @@ def measure(axis: str, count: int, steps: int) -> dict:
   """Medians over the steps, in milliseconds."""
   import jax
 
-  from jaxpeft import sharding, training
+  from jaxpeft.parallel import sharding
+  from jaxpeft.training import step as training
 
   batches, step_fn, empty_fn, state, frozen = prepare(axis, count)
   times = {name: [] for name in ("step", "empty", *PARTS)}

@@ -1,8 +1,8 @@
-"""Exact, randomised and torch's low-rank SVD of LLaMA2-7B-shaped weights, in one run.
+"""Exact, randomized and torch's low-rank SVD of LLaMA2-7B-shaped weights, in one run.
 
   python benchmarks/svd_init.py [--ranks 16 64 128] [--energy 0.999] [--full]
 
-What an initialisation of PiSSA or LoRA-XS costs. The weights are synthetic, with
+What an initialization of PiSSA or LoRA-XS costs. The weights are synthetic, with
 singular values i^-0.7 + 0.01, which decay as slowly as trained ones do. "captured" is
 the energy of the triplets found as a share of the best's; "subspace" how far the span
 of u is from the exact one, ||(1 - Q Q') U|| / sqrt(rank). Each method takes as few
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxpeft import svd
+from jaxpeft.adapters import svd
 
 # shape of ours [in, out] -> the projections that have it
 SHAPES = {(4096, 4096): "q k v o", (4096, 11008): "gate up", (11008, 4096): "down"}
@@ -103,15 +103,15 @@ def main():
       )
     for rank in args.ranks:
 
-      def randomised(iterations, rank=rank, w=ours):
-        found = svd.randomised(jax.random.key(0), w, rank, iterations)
+      def randomized(iterations, rank=rank, w=ours):
+        found = svd.randomized(jax.random.key(0), w, rank, iterations)
         return jax.block_until_ready(found)
 
       def lowrank(iterations, rank=rank, w=theirs):
         torch.manual_seed(0)
         return torch.svd_lowrank(w, q=rank, niter=iterations)
 
-      methods = dict(randomised=randomised, torch=lowrank)
+      methods = dict(randomized=randomized, torch=lowrank)
       found = {
         name: fewest(call, args.energy, exact_u, exact_s)
         for name, call in methods.items()

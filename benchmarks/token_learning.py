@@ -19,8 +19,13 @@ import time
 
 import jax
 
-from jaxpeft import build, evaluate, log, optim, partitions, sample, tokens, training
+from jaxpeft import console, experiment, tree
 from jaxpeft.config import base as default_config
+from jaxpeft.evaluation import evaluate
+from jaxpeft.generation import decode
+from jaxpeft.objectives import token_selection
+from jaxpeft.training import optimizer
+from jaxpeft.training import step as training
 
 ROUNDS, ROWS = 9, 8
 EQUAL = ("steps", "seconds")
@@ -40,10 +45,10 @@ class Learner:
 
   def __init__(self, model, fraction: float, choose: str, seed: int, steps: int):
     self.config = configure(seed)
-    tx, _ = optim.make(steps, **self.config.optim)
-    self.data = build.data(self.config, model)
-    self.run = build.adapt(self.config, model)
-    selection = tokens.Selection(fraction, choose)
+    tx, _ = optimizer.make(steps, **self.config.optim)
+    self.data = experiment.data(self.config, model)
+    self.run = experiment.adapt(self.config, model)
+    selection = token_selection.Selection(fraction, choose)
     self.step_fn = training.make_step(model.transformer, tx, 0.0, seed, selection)
     self.state = training.init_state(self.run.trainable, tx)
     self.taken = 0
@@ -60,11 +65,11 @@ class Learner:
   def accuracy(self) -> float:
     """On the held-out problems."""
     e = self.config.eval
-    params = partitions.combine(self.state.trainable, self.run.frozen)
+    params = tree.combine(self.state.trainable, self.run.frozen)
     return evaluate.answers(
       self.run.model.replace(params=params), self.data.problems, e.task,
       batch_size=e.batch_size, max_new_tokens=e.max_new_tokens, seed=0,
-      sampling=sample.Sampling(0.0, 0, 1.0), label="",
+      sampling=decode.Sampling(0.0, 0, 1.0), label="",
     ).accuracy[e.answer]  # fmt: skip
 
 
@@ -132,11 +137,11 @@ def main():
   parser.add_argument("--fractions", type=float, nargs="+", default=[1, 0.5, 0.3, 0.1])
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--steps", type=int, default=150)
-  parser.add_argument("--choose", default="random", choices=tokens.CHOICES)
+  parser.add_argument("--choose", default="random", choices=token_selection.CHOICES)
   parser.add_argument("--out", type=pathlib.Path, default="runs/token_learning")
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
-  model = build.base(configure(0))
+  model = experiment.base(configure(0))
   ratios = times_of_a_step(model, args.fractions, args.choose)
   print(f"{os.cpu_count()} cores, {args.seeds} seeds, {args.choose} tokens", flush=True)
   runs = []
@@ -154,7 +159,7 @@ def main():
           runs += [run | dict(equal=x) for x in equal]
           file.write(json.dumps(run) + "\n")
           file.flush()
-          log.note(f"seed {seed}, {f:.0%}, {steps} steps: {run['accuracy']:.1%}")
+          console.note(f"seed {seed}, {f:.0%}, {steps} steps: {run['accuracy']:.1%}")
   plot(runs, args.out / "learning.png")
   print(table(runs))
 

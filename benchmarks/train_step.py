@@ -5,9 +5,8 @@
 Llama-shaped, width 512, 8 layers, ff 1408, 8 heads on 4 key/value heads, vocabulary
 4096, batch 4 x 256, float32, AdamW, adapters on all seven projections. Each figure
 comes from a process of its own; the contestants take turns, so that a machine whose
-speed drifts is fair to both. All ask for huge pages, as train.py does where that helps,
-or none with `--small-pages`, whatever GLIBC_TUNABLES is here. Memory is the peak
-resident set above that of the loaded model.
+speed drifts is fair to both. All inherit GLIBC_TUNABLES (docs/performance.md). Memory
+is the peak resident set above that of the loaded model.
 """
 
 import argparse
@@ -86,14 +85,14 @@ def peer(_, steps: int) -> dict:
   model = peer_model(lora=True)
   model.config.use_cache = False
   trained = [p for p in model.parameters() if p.requires_grad]
-  optimiser = torch.optim.AdamW(trained, lr=1e-4)
+  optimizer = torch.optim.AdamW(trained, lr=1e-4)
   tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, LENGTH))
 
   def step():
     model(input_ids=tokens, labels=tokens).loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1e9)  # ours computes the norm too
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
   return measure(step, steps)
 
@@ -113,7 +112,6 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--steps", type=int, default=5)
-  parser.add_argument("--small-pages", action="store_true")
   parser.add_argument("--only", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.only:
@@ -124,16 +122,11 @@ def main():
       adapter = getattr(jaxpeft, adapter[0])(**adapter[1])
     print(json.dumps(run(adapter, args.steps)))
     return
-  from jaxpeft import hugepages
-
-  env = {key: x for key, x in os.environ.items() if key != hugepages.KEY}
-  if not args.small_pages:
-    env[hugepages.KEY] = hugepages.ASK
   results = {name: [] for name in contestants()}
   for _ in range(args.rounds):
     for name, got in results.items():
       command = [sys.executable, __file__, "--only", name, "--steps", str(args.steps)]
-      out = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+      out = subprocess.run(command, check=True, capture_output=True, text=True)
       got.append(json.loads(out.stdout.splitlines()[-1]))
   first = next(iter(results))
   median = {

@@ -7,7 +7,7 @@ import pathlib
 import platform
 import sys
 
-from jaxpeft import cli
+from jaxpeft import cli, config_file
 from jaxpeft.errors import InputError
 
 _OPTIONAL = {
@@ -59,46 +59,49 @@ def doctor(_):
 
 def export(args):
   """Writes a run's model or adapter for others, once it is found to be the same."""
-  from jaxpeft import build, distributed, log, parity, sharding
+  from jaxpeft import console, experiment
+  from jaxpeft.export import verify
+  from jaxpeft.parallel import distributed, sharding
+  from jaxpeft.training import workdir as workdirs
 
-  distributed.initialize(**cli.read_config(args.ckpt).processes)
-  build.enter_mesh(sharding.mesh())
-  report = parity.export_run(
+  distributed.initialize(**workdirs.read_config(args.ckpt).processes)
+  experiment.enter_mesh(sharding.mesh())
+  report = verify.export_run(
     args.ckpt, args.format, args.out, args.dtype, args.rank, args.tolerance
   )
-  log.say(f"wrote {args.out}: {report}")
+  console.say(f"wrote {args.out}: {report}")
 
 
 def memory(args):
   """Compiles a run's training step, weights not read, and prints what it needs."""
-  from jaxpeft import fits, plans, targets
+  from jaxpeft.planning import search, table, targets
 
   names = args.target.split(",")
   for name in names:
     targets.prepare(name)
   configs = {
-    pathlib.Path(path).stem: cli.load_config(path, args.rest)
+    pathlib.Path(path).stem: config_file.load(path, args.rest)
     for path in args.config.split(",")
   }
   one = len(configs) == len(names) == 1
   if args.fit and not one:
     raise InputError("--fit is for one config and one target")
   if args.fit:
-    budget, config = fits.parse_bytes(args.fit), next(iter(configs.values()))
-    size, plan = fits.largest(config, args.target, budget, args.over)
+    budget, config = search.parse_bytes(args.fit), next(iter(configs.values()))
+    size, plan = search.largest(config, args.target, budget, args.over)
     print(f"at most {size} {args.over} fit {args.fit}\n{plan}")
     found = {f"{size} {args.over}": plan}
   else:
-    found = plans.of(configs, names, lambda text: print(text, file=sys.stderr))
-    print(next(iter(found.values())) if one else plans.table(found))
+    found = table.of(configs, names, lambda text: print(text, file=sys.stderr))
+    print(next(iter(found.values())) if one else table.table(found))
   if args.plot:
-    plans.plot(found, args.plot)
+    table.plot(found, args.plot)
     print(f"plot: {args.plot}")
 
 
 def compare(args):
   """Trains configs with an equal tuning budget; a table and a plot."""
-  from jaxpeft import compare as comparison
+  from jaxpeft.sweeps import compare as comparison
 
   if any(not word.startswith("--config.") for word in args.rest):
     raise InputError(f"only --config.KEY=VALUE may follow, not {args.rest}")
@@ -113,7 +116,7 @@ def compare(args):
 
 def launch(args):
   """Starts a program as several processes of this machine, and restarts them."""
-  from jaxpeft import launch as launcher
+  from jaxpeft.parallel import launch as launcher
 
   command = args.command[1:] if args.command[:1] == ["--"] else args.command
   status = launcher.launch(command, args.n, args.max_restarts, args.devices_per_process)

@@ -4,6 +4,8 @@ A file in configs/ is a diff against `base()`, and so is the command line:
 `--config.optim.lr=1e-3`.
 """
 
+import json
+
 from ml_collections import config_dict
 
 
@@ -11,7 +13,7 @@ def base() -> config_dict.ConfigDict:
   """The default run: the embedded toy model on two-step problems, no adapter yet."""
   optional = config_dict.placeholder
   c = config_dict.ConfigDict()
-  c.seed = 0  # of initialisation, data order and sampling
+  c.seed = 0  # of initialization, data order and sampling
 
   c.model = config_dict.ConfigDict()
   c.model.source = (
@@ -34,8 +36,8 @@ def base() -> config_dict.ConfigDict:
   c.data.loss_on = "completion"  # or "all"
 
   c.train = config_dict.ConfigDict()
-  c.train.steps = 200  # optimiser steps
-  c.train.batch_size = 16  # rows per optimiser step
+  c.train.steps = 200  # optimizer steps
+  c.train.batch_size = 16  # rows per optimizer step
   c.train.accumulate = 1  # microbatches that a step is computed in
   c.train.neftune = 0.0  # alpha of the noise on embeddings; 0 is none
   c.train.log_every = 10  # steps
@@ -70,7 +72,7 @@ def base() -> config_dict.ConfigDict:
   c.optim.final_lr = 0.0  # of lr, when all steps are done
   c.optim.clip_norm = 1.0  # of the whole gradient; 0 is never
   c.optim.weight_decay = 0.0
-  c.optim.options = config_dict.ConfigDict()  # further ones of that optimiser
+  c.optim.options = config_dict.ConfigDict()  # further ones of that optimizer
   # name -> {match: regex of whole paths of trained leaves, times: of lr}, e.g. LoRA+
   c.optim.groups = config_dict.ConfigDict()
   c.optim.precondition = ""  # or "scaled_gd" (NoRA+): of gradients, before clipping
@@ -90,3 +92,19 @@ def base() -> config_dict.ConfigDict:
   c.optim.options.unlock()
   c.optim.groups.unlock()
   return c
+
+
+def to_json(config) -> dict:
+  """The config as plain values."""
+  return json.loads(config.to_json_best_effort())
+
+
+def filled(values: dict) -> dict:
+  """A saved config, with the defaults of keys and sections that are newer than it."""
+  return _over(to_json(base()), values)
+
+
+def _over(old, new):
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return new
+  return old | {key: _over(old.get(key), x) for key, x in new.items()}

@@ -5,7 +5,7 @@ A weight is an array [in, out], or a pytree node that stands for one and has
   matmul(x): x [..., in] -> [..., out] in x's dtype, not forming the weight if it can;
   dense(): the weight itself, as an array.
 
-The transformer calls these functions only, so it knows no adapter and no quantiser.
+The transformer calls these functions only, so it knows no adapter and no quantizer.
 """
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ def is_node(w) -> bool:
 def linear(x, w, name: str = "product"):
   """x [..., in] times the weight w [in, out], in x's dtype.
 
-  Named, for rematerialisation that keeps some by name (`layers.REMAT`).
+  Named, for rematerialization that keeps some by name (`layers.REMAT`).
   """
   return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), name)
 
@@ -67,7 +67,7 @@ class Weights(nn.Module):
 
   Attributes:
     shapes: pairs (name, shape).
-    init: initialiser for each; used only by `Module.init`, i.e. when pretraining.
+    init: initializer for each; used only by `Module.init`, i.e. when pretraining.
   """
 
   shapes: tuple[tuple[str, tuple[int, ...]], ...]

@@ -7,15 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import assets, nf4, sample, sharding, zoo
+from jaxpeft import assets
 from jaxpeft.adapters import select
-from jaxpeft.attention import Where
 from jaxpeft.checkpoints import hf
 from jaxpeft.data import tokenizer as tokenizers
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.layers import REMAT
-from jaxpeft.model_config import ModelConfig
-from jaxpeft.transformer import Transformer, group_remats, layer_groups
+from jaxpeft.generation import decode
+from jaxpeft.parallel import sharding
+from jaxpeft.quantization import nf4
+from jaxpeft.transformer.attention import Where
+from jaxpeft.transformer.config import ModelConfig
+from jaxpeft.transformer.decoder import Transformer, group_remats, layer_groups
+from jaxpeft.transformer.layers import REMAT
+from jaxpeft.transformer.shapes import SHAPES
 
 DTYPES = ("float32", "bfloat16")
 
@@ -69,9 +73,9 @@ class Model:
       raise InputError(f"{len(adapters)} adapters for {len(prompts)} prompts")
     choose = adapters and (lambda p, rows: select(p, [adapters[i] for i in rows]))
     ids = [self.tokenizer.encode(p, bos=True) for p in prompts]
-    sampling = sample.Sampling(temperature, top_k, top_p)
+    sampling = decode.Sampling(temperature, top_k, top_p)
     stops = self.tokenizer.eos_ids
-    new = sample.generate(
+    new = decode.generate(
       self.transformer,
       self.params,
       ids,
@@ -101,7 +105,7 @@ def load(
 
   Args:
     source: "embedded" (a toy), a directory or hub id in Hugging Face's format, or
-      "init:SHAPE", a shape of `zoo.SHAPES` with random weights and the toy's tokenizer.
+      "init:SHAPE", a shape of `SHAPES` with random weights and the toy's tokenizer.
     dtype: "float32" or "bfloat16", of weights and matmuls.
     groups: layers per scan, summing to the depth; () is one scan.
     remat: what the backward pass computes again; a key of `layers.REMAT`, or one for
@@ -114,10 +118,10 @@ def load(
   """
   transformer, directory = architecture(source, dtype, groups, remat, quantize)
   config = transformer.config
-  sharding.check(config, quantised=bool(quantize))
+  sharding.check(config, quantized=bool(quantize))
   if source.startswith("init:"):
     params = init(transformer, seed)
-    params = sharding.place(nf4.quantise_tree(params) if quantize else params)
+    params = sharding.place(nf4.quantize_tree(params) if quantize else params)
   else:
     params = hf.load(directory, config, dtype, tuple(groups), bool(quantize))
   tokenizer = tokenizers.load(directory, config.eos_ids)
@@ -136,9 +140,9 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
   directory = assets.TINY
   if source.startswith("init:"):
     name = source.removeprefix("init:")
-    if name not in zoo.SHAPES:
-      raise unknown("shape in model.source", name, zoo.SHAPES)
-    config = zoo.SHAPES[name]
+    if name not in SHAPES:
+      raise unknown("shape in model.source", name, SHAPES)
+    config = SHAPES[name]
   else:
     directory = assets.TINY if source == "embedded" else hf.find(source)
     config = hf.read_config(directory)

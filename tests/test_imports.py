@@ -11,58 +11,27 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "jaxpeft").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
-# module -> what of jaxpeft it may import; modules not named here may import anything.
+# Rooms (packages, or single modules), ground floor first. A room imports itself and
+# what stands below it.
+FLOORS = [
+  {"errors", "linear", "config", "assets"},
+  {"config_file", "tree"},
+  {"parallel"},
+  {"console", "data"},
+  {"quantization"},
+  {"transformer"},
+  {"adapters", "objectives", "generation"},
+  {"training"},
+  {"checkpoints"},
+  {"model"},
+  {"evaluation"},
+  {"experiment"},
+  {"export", "planning", "sweeps"},
+  {"cli"},
+  {"__main__"},
+]
 ALLOWED = {
-  "errors": set(),
-  "hugepages": set(),
-  "sharding": {"errors", "linear"},
-  "chunks": set(),
-  "losses": {"chunks", "sharding"},
-  "attention": {"chunks", "sharding"},
-  "gangs": {"errors"},
-  "distributed": {"errors", "gangs"},
-  "launch": {"errors", "gangs"},
-  "linear": set(),
-  "nf4": {"dynamic_map", "errors", "linear", "nf4_products"},
-  "nf4_products": {"sharding"},
-  "partitions": set(),
-  "config": set(),
-  "svd": {"sharding"},
-  "optim": {"errors", "precondition"},
-  "precondition": {"errors"},
-  "model_config": set(),
-  "rope": {"model_config"},
-  "layers": {
-    "attention",
-    "chunks",
-    "linear",
-    "model_config",
-    "partitions",
-    "rope",
-    "sharding",
-  },
-  "transformer": {
-    "attention",
-    "layers",
-    "linear",
-    "model_config",
-    "rope",
-    "sharding",
-  },
-  "sample": {"attention", "errors", "sharding", "transformer"},
-  "adapters": {"adapters", "errors", "linear", "nf4", "partitions", "sharding", "svd"},
-  "data": {"assets", "data", "errors"},
-  "tasks": {"data", "errors", "tasks"},
-  "tokens": {"errors"},
-  "training": {
-    "attention",
-    "errors",
-    "losses",
-    "partitions",
-    "sharding",
-    "tokens",
-    "transformer",
-  },
+  room: {room}.union(*FLOORS[:i]) for i, floor in enumerate(FLOORS) for room in floor
 }
 
 
@@ -76,13 +45,26 @@ def imports(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_arrows_point_one_way(path):
-  module = path.relative_to(ROOT / "jaxpeft").with_suffix("").parts[0]
-  if module not in ALLOWED:
+def test_a_room_imports_only_what_stands_below_it(path):
+  room = path.relative_to(ROOT / "jaxpeft").with_suffix("").parts[0]
+  if room == "__init__":  # names for notebooks, of all rooms
     return
   for name in imports(path):
     if name.startswith("jaxpeft."):
-      assert name.split(".")[1] in ALLOWED[module], f"{path} imports {name}"
+      assert name.split(".")[1] in ALLOWED[room], f"{path} imports {name}"
+
+
+def test_every_room_says_what_is_in_it():
+  for path in ROOT.glob("jaxpeft/*/__init__.py"):
+    assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_type_checkers_see_the_names_that_notebooks_use():
+  import jaxpeft
+
+  names = {n.rpartition(".")[2] for n in imports(ROOT / "jaxpeft" / "__init__.py")}
+  assert names - {"importlib", "TYPE_CHECKING"} == set(jaxpeft.__all__)
+  assert all(hasattr(jaxpeft, name) for name in jaxpeft.__all__)
 
 
 @pytest.mark.parametrize(

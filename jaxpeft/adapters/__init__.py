@@ -12,10 +12,11 @@ import tqdm
 
 from jaxpeft.adapters.attach import attach, detach, is_attached, select
 from jaxpeft.adapters.base import Adapted, Adapter, is_adapted
-from jaxpeft.adapters.blend import blend
+from jaxpeft.adapters.combine import blend
 from jaxpeft.adapters.dora import DoRA
 from jaxpeft.adapters.full import Full
 from jaxpeft.adapters.ia3 import IA3
+from jaxpeft.adapters.initialize import start
 from jaxpeft.adapters.loftq import LoftQ
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.adapters.lora_ga import LoRAGA
@@ -25,7 +26,6 @@ from jaxpeft.adapters.milora import MiLoRA
 from jaxpeft.adapters.nora import NoRA
 from jaxpeft.adapters.olora import OLoRA
 from jaxpeft.adapters.pissa import PiSSA
-from jaxpeft.adapters.start import start
 from jaxpeft.adapters.svf import SVF
 from jaxpeft.adapters.svft import SVFT
 from jaxpeft.adapters.vera import VeRA

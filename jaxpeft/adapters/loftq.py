@@ -9,12 +9,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxpeft import nf4, svd
+from jaxpeft.adapters import svd
 from jaxpeft.adapters.base import float32
 from jaxpeft.adapters.residual import Residual
 from jaxpeft.errors import InputError
+from jaxpeft.quantization import nf4
 
-_ITERATIONS, _OVERSAMPLE = 8, 8  # of the randomised SVD
+_ITERATIONS, _OVERSAMPLE = 8, 8  # of the randomized SVD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class LoftQ(Residual):
     self.check_base(w)
     whole, change = float32(w), 0.0
     for _ in range(self.rounds):
-      q = nf4.quantise((whole - change).astype(w.dtype))
+      q = nf4.quantize((whole - change).astype(w.dtype))
       left = whole - float32(q)
-      u, s, vt = svd.randomised(key, left, self.rank, _ITERATIONS, _OVERSAMPLE)
+      u, s, vt = svd.randomized(key, left, self.rank, _ITERATIONS, _OVERSAMPLE)
       root = jnp.sqrt(s / self.scale)
       a, b = u * root, root[:, None] * vt
       change = self.scale * (a @ b)

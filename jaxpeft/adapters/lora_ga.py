@@ -16,12 +16,12 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxpeft import svd
+from jaxpeft.adapters import svd
 from jaxpeft.adapters.base import check_rank, float32, low_rank
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.linear import linear
 
-_ITERATIONS = 4  # of the randomised SVD, of twice the columns, as published
+_ITERATIONS = 4  # of the randomized SVD, of twice the columns, as published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoRAGA(LoRA):
   def init(self, key, w, gradient):
     """frozen w, a0, b0; theta a, b: the same start; zero where that is zero."""
     r = self.rank
-    u, _, vt = svd.randomised(key, gradient, 2 * r, _ITERATIONS, 2 * r)
+    u, _, vt = svd.randomized(key, gradient, 2 * r, _ITERATIONS, 2 * r)
     size = w.shape[1] ** 0.25 / math.sqrt(self.gamma)
     a, b = size * u[:, :r], size * vt[r:]
     return dict(w=w, a0=a, b0=b), dict(a=a, b=b)

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxpeft import svd
+from jaxpeft.adapters import svd
 from jaxpeft.adapters.lora import LoRA
 
-_ITERATIONS = 16  # of the randomised SVD, as published
+_ITERATIONS = 16  # of the randomized SVD, as published
 _OVERSAMPLE = 8  # published: 512 columns in all
 
 
@@ -35,6 +35,6 @@ class LoRAOne(LoRA):
 
   def init(self, key, w, gradient):
     """frozen w; theta a, b with a b down the gradient; zero where that is zero."""
-    u, s, vt = svd.randomised(key, gradient, self.rank, _ITERATIONS, _OVERSAMPLE)
+    u, s, vt = svd.randomized(key, gradient, self.rank, _ITERATIONS, _OVERSAMPLE)
     size = jnp.sqrt(s / jnp.where(s[0] > 0, s[0], 1.0)) / math.sqrt(self.gamma)
     return dict(w=w), dict(a=-size * u, b=size[:, None] * vt)

@@ -13,8 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import svd
-from jaxpeft.adapters import factors
+from jaxpeft.adapters import frozen_factors, svd
 from jaxpeft.adapters.base import Adapter, check_rank, float32
 from jaxpeft.errors import unknown
 from jaxpeft.linear import dense, linear
@@ -27,7 +26,7 @@ class LoRAXS(Adapter):
   Attributes:
     rank: size of the core.
     alpha: the scale c is alpha / rank.
-    iterations: of a randomised SVD (`svd.randomised`); None is the exact one.
+    iterations: of a randomized SVD (`svd.randomized`); None is the exact one.
     start: "zero", exactly W; or "reference", R normal with deviation 1e-5 as in the
       published code.
     quantize: "nf4" holds the singular vectors in 4 bits; see `factors`.
@@ -41,14 +40,14 @@ class LoRAXS(Adapter):
   dims: ClassVar = dict(w="io", u="ir", r="rr", vt="ro", mark="br")
 
   def __post_init__(self):
-    factors.check_options("LoRAXS", self.quantize)
+    frozen_factors.check_options("LoRAXS", self.quantize)
     if self.start not in ("zero", "reference"):
       raise unknown("LoRAXS start", self.start, ("zero", "reference"))
 
   def check(self, path, shape):
     """Refuses a rank below 1 or above that of the weight."""
     check_rank(self.rank, path, shape)
-    factors.check(self.quantize, path, shape, self.rank)
+    frozen_factors.check(self.quantize, path, shape, self.rank)
 
   def init(self, key, w):
     """frozen w, u [in, r] = U S, vt [r, out]; theta r [r, r]."""
@@ -57,7 +56,7 @@ class LoRAXS(Adapter):
     r = jnp.zeros((self.rank, self.rank))
     if self.start == "reference":
       r = 1e-5 * jax.random.normal(key_r, r.shape)
-    frozen = factors.freeze(u * s, vt, w.dtype, self.quantize)
+    frozen = frozen_factors.freeze(u * s, vt, w.dtype, self.quantize)
     return dict(w=w) | frozen, dict(r=r)
 
   def apply(self, x, frozen, theta):

@@ -10,7 +10,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxpeft import svd
+from jaxpeft.adapters import svd
 from jaxpeft.adapters.residual import Residual
 
 

@@ -11,7 +11,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxpeft import svd
+from jaxpeft.adapters import svd
 from jaxpeft.adapters.residual import Residual
 
 
@@ -20,7 +20,7 @@ class PiSSA(Residual):
   """LoRA that starts as the leading singular triplets.
 
   Attributes:
-    iterations: of a randomised SVD (`svd.randomised`); None is the exact one.
+    iterations: of a randomized SVD (`svd.randomized`); None is the exact one.
   """
 
   iterations: int | None = None

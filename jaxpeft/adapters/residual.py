@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxpeft import nf4
 from jaxpeft.adapters.base import float32
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import is_node
+from jaxpeft.quantization import nf4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Residual(LoRA):
 
   Attributes:
     quantize: "nf4" freezes the rest of W in 4 bits (QPiSSA, QMiLoRA): W' starts nearer
-      to W than W in 4 bits is. The base itself is given unquantised.
+      to W than W in 4 bits is. The base itself is given unquantized.
     rounds: of A0 B0 as part of what 4 bits left of W in the round before [PiSSA's
       code, `init_qpissa.py`: 5]; 1 is W's own part.
   """
@@ -66,7 +66,7 @@ class Residual(LoRA):
     for _ in range(self.rounds):
       a, b = (x.astype(w.dtype).astype(jnp.float32) for x in self.start(key, part))
       rest = (float32(w) - self.scale * (a @ b)).astype(w.dtype)
-      rest = nf4.quantise(rest) if self.quantize else rest
+      rest = nf4.quantize(rest) if self.quantize else rest
       part = float32(w) - float32(rest)
     return dict(w=rest), dict(a=a, b=b)
 

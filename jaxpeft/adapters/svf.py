@@ -12,8 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import svd
-from jaxpeft.adapters import factors
+from jaxpeft.adapters import frozen_factors, svd
 from jaxpeft.adapters.base import Adapter, float32
 from jaxpeft.linear import dense, is_node, linear
 
@@ -36,16 +35,16 @@ class SVF(Adapter):
   dims: ClassVar = dict(w="io", u="ik", s="k", vt="ko", mark="bk", z="k", p="k")
 
   def __post_init__(self):
-    factors.check_options("SVF", self.quantize, self.keep_base)
+    frozen_factors.check_options("SVF", self.quantize, self.keep_base)
 
   def check(self, path, shape):
     """Refuses factors in 4 bits that do not divide into blocks."""
-    factors.check(self.quantize, path, shape, min(shape))
+    frozen_factors.check(self.quantize, path, shape, min(shape))
 
   def init(self, key, w):
     """frozen u, s, vt (and w, see keep_base); theta z [k] of ones, or p [k]."""
     u, s, vt = svd.svd(dense(w))
-    frozen = dict(s=s) | factors.freeze(u, vt, w.dtype, self.quantize)
+    frozen = dict(s=s) | frozen_factors.freeze(u, vt, w.dtype, self.quantize)
     exact = w.dtype == jnp.float32 and not is_node(w) and not self.quantize
     keep = not exact if self.keep_base is None else self.keep_base
     frozen |= dict(w=w) if keep else {}

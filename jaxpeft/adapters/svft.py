@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import svd
-from jaxpeft.adapters import factors
+from jaxpeft.adapters import frozen_factors, svd
 from jaxpeft.adapters.base import Adapter, check_rank, float32
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import dense, is_node, linear
@@ -56,7 +55,7 @@ class SVFT(Adapter):
                         mark="bk")  # fmt: skip
 
   def __post_init__(self):
-    factors.check_options("SVFT", self.quantize, self.keep_base)
+    frozen_factors.check_options("SVFT", self.quantize, self.keep_base)
     if self.pattern not in PATTERNS:
       raise unknown("SVFT pattern", self.pattern, PATTERNS)
     if self.start not in ("zero", "reference"):
@@ -75,7 +74,7 @@ class SVFT(Adapter):
         f"off_diagonals {self.off_diagonals} must be below {n}, the number of "
         f"singular directions of {path} {list(shape)}; lower it"
       )
-    factors.check(self.quantize, path, shape, n)
+    frozen_factors.check(self.quantize, path, shape, n)
 
   def entries(self, n: int) -> int:
     """Trained entries of M [n, n]."""
@@ -89,7 +88,7 @@ class SVFT(Adapter):
     exact = n == min(w.shape) and w.dtype == jnp.float32 and not is_node(w)
     exact = exact and not self.quantize
     keep = not exact if self.keep_base is None else self.keep_base
-    frozen = factors.freeze(u[:, :n], vt[:n], w.dtype, self.quantize)
+    frozen = frozen_factors.freeze(u[:, :n], vt[:n], w.dtype, self.quantize)
     frozen |= dict(w=w) if keep else dict(s=s[:n])
     key_pattern, key_m = jax.random.split(key)
     if self.pattern in ("random", "topk"):

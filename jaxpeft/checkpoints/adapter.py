@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
-from jaxpeft import adapters, distributed, partitions, sharding, svd
-from jaxpeft.adapters import factors
+from jaxpeft import adapters, tree
+from jaxpeft.adapters import frozen_factors, svd
 from jaxpeft.errors import InputError
+from jaxpeft.parallel import distributed, sharding
 
 _THETA, _META = "adapter.safetensors", "adapter.json"
 
@@ -32,7 +33,7 @@ def save(directory, trainable, meta: dict, kept: dict | None = None):
     InputError: the directory holds anything else.
   """
   directory = pathlib.Path(directory)
-  flat = partitions.flatten(trainable) | (kept or {})
+  flat = tree.flatten(trainable) | (kept or {})
   flat = {k: sharding.to_host(x) for k, x in flat.items()}
   if distributed.is_main():
     _write(directory, flat, meta)
@@ -64,8 +65,10 @@ def _write(directory: pathlib.Path, flat: dict, meta: dict):
 
 def fingerprint(frozen) -> dict:
   """What tells one frozen partition from another; `svd.fingerprint` of its leaves."""
-  flat = partitions.flatten(frozen)
-  return svd.fingerprint({p: x for p, x in flat.items() if not factors.is_marked(p)})
+  flat = tree.flatten(frozen)
+  return svd.fingerprint(
+    {p: x for p, x in flat.items() if not frozen_factors.is_marked(p)}
+  )
 
 
 def describe(params, key, fingerprint: dict) -> dict:
@@ -104,9 +107,9 @@ def load(directory, like, fingerprint: dict):
   meta = read_meta(directory)
   flat = {k: x for k, x in _read(directory).items() if "/frozen/" not in k}
   check_base(meta["fingerprint"], fingerprint, directory)
-  _check_shapes(directory, flat, partitions.flatten(like))
-  tree = partitions.unflatten({k: jnp.asarray(x) for k, x in flat.items()}, like)
-  return sharding.place(tree)
+  _check_shapes(directory, flat, tree.flatten(like))
+  leaves = {k: jnp.asarray(x) for k, x in flat.items()}
+  return sharding.place(tree.unflatten(leaves, like))
 
 
 def load_kept(directory, params):
@@ -149,5 +152,5 @@ def check_base(saved: dict, now: dict, place):
       f"{place} was trained on another base (or other singular vectors of it, or was "
       f"adapted with another key): {len(different)} of {len(now)} leaves differ, "
       f"e.g. {shown}; use the base, seed or key that it was trained with (and if a "
-      "randomised SVD started it, with iterations: that version of jaxpeft)"
+      "randomized SVD started it, with iterations: that version of jaxpeft)"
     )

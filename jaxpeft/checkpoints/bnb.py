@@ -9,9 +9,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft import nf4
-from jaxpeft.dynamic_map import DYNAMIC_MAP
 from jaxpeft.errors import InputError
+from jaxpeft.quantization import nf4
+from jaxpeft.quantization.dynamic_code import DYNAMIC_MAP
 
 _STATE = ".quant_state.bitsandbytes__nf4"
 _PARTS = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", _STATE)
@@ -26,12 +26,12 @@ CONFIG = dict(
 
 
 def check_config(config: dict, place: str):
-  """Refuses another `quantization_config` than NF4 with double quantisation."""
+  """Refuses another `quantization_config` than NF4 with double quantization."""
   wrong = {k: config.get(k) for k, x in CONFIG.items() if config.get(k, x) != x}
   if wrong or "quant_method" not in config:
     raise InputError(
       f"{place}: quantization_config with {wrong or 'no quant_method'} is not "
-      "supported; 4-bit NF4 with double quantisation is"
+      "supported; 4-bit NF4 with double quantization is"
     )
 
 

@@ -12,11 +12,12 @@ import safetensors
 import safetensors.numpy
 import tqdm
 
-from jaxpeft import nf4, sharding
 from jaxpeft.checkpoints import bnb, hf_config, hf_read
 from jaxpeft.checkpoints.hf_names import TOP, places
 from jaxpeft.errors import InputError
-from jaxpeft.model_config import ModelConfig
+from jaxpeft.parallel import sharding
+from jaxpeft.quantization import nf4
+from jaxpeft.transformer.config import ModelConfig
 
 _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
 # The same weights under their authors' names, e.g. Mistral's: twice the download.
@@ -138,7 +139,7 @@ def _sharding(path: str, place, four_bits: bool, dtype: str, on):
   """How a leaf lies on a mesh: a sharding, or of 4-bit weights a tree of them."""
   leaf = jax.ShapeDtypeStruct(place.shape, jnp.dtype(dtype))
   if four_bits:
-    leaf = jax.eval_shape(jax.vmap(nf4.quantise), leaf)
+    leaf = jax.eval_shape(jax.vmap(nf4.quantize), leaf)
   return sharding.shardings({path: leaf}, on)[path]
 
 

@@ -1,9 +1,9 @@
 """Hugging Face `config.json` <-> ModelConfig. A field nobody handles is an error."""
 
-from jaxpeft.attention import EVERYWHERE
 from jaxpeft.checkpoints import bnb
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.model_config import ModelConfig
+from jaxpeft.transformer.attention import EVERYWHERE
+from jaxpeft.transformer.config import ModelConfig
 
 # What a family is, apart from the numbers in its config.json.
 FAMILIES = {

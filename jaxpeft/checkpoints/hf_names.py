@@ -5,8 +5,8 @@ import re
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.model_config import ModelConfig
-from jaxpeft.transformer import Transformer, layer_groups
+from jaxpeft.transformer.config import ModelConfig
+from jaxpeft.transformer.decoder import Transformer, layer_groups
 
 # Our name inside a layer -> theirs. Matrices are transposed: theirs are [out, in].
 LAYER = {

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxpeft import nf4
 from jaxpeft.checkpoints import bnb
+from jaxpeft.quantization import nf4
 
 
 def read(place, files, dtype: str, sharding=None):
@@ -62,7 +62,7 @@ def read_nf4(path: str, place, files, dtype: str, sharding=None):
       if name in packed:
         node = bnb.read(name, f.get_tensor, place.theirs, dtype)
       else:
-        node = nf4.quantise(jnp.asarray(f.get_tensor(name).T).astype(dtype))
+        node = nf4.quantize(jnp.asarray(f.get_tensor(name).T).astype(dtype))
     return jax.tree.map(np.asarray, node)
 
   depth = len(place.tensors)
@@ -76,7 +76,7 @@ def read_nf4(path: str, place, files, dtype: str, sharding=None):
         all_[i] = x
     return jax.device_put(stack, may_alias=True)
   shapes = jax.eval_shape(
-    jax.vmap(lambda w: nf4.quantise(w, jnp.dtype(dtype))),
+    jax.vmap(lambda w: nf4.quantize(w, jnp.dtype(dtype))),
     jax.ShapeDtypeStruct(place.shape, jnp.dtype(dtype)),
   )
   leaves, tree = jax.tree.flatten(shapes)
@@ -121,7 +121,7 @@ def _key(index):
 
 
 def _aligned(shape, dtype) -> np.ndarray:
-  """An uninitialised array on a 64-byte boundary, which XLA can take without a copy."""
+  """An uninitialized array on a 64-byte boundary, which XLA can take without a copy."""
   size = int(np.prod(shape)) * dtype.itemsize
   buffer = np.empty(size + 64, np.uint8)
   start = -buffer.ctypes.data % 64

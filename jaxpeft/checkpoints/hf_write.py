@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from jaxpeft import distributed, sharding
 from jaxpeft.checkpoints import bnb, hf_config
 from jaxpeft.checkpoints.hf_names import group_index, places
 from jaxpeft.linear import is_node
-from jaxpeft.model_config import ModelConfig
+from jaxpeft.parallel import distributed, sharding
+from jaxpeft.transformer.config import ModelConfig
 
 _SHARD_BYTES = 5 * 10**9
 

@@ -14,10 +14,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxpeft import adapters, distributed
+from jaxpeft import adapters
 from jaxpeft.checkpoints import hf, hf_names, peft_methods
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
+from jaxpeft.parallel import distributed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import adapters
-from jaxpeft.adapters import convert
+from jaxpeft.adapters import to_lora
 from jaxpeft.errors import InputError
 
 SHARED = "/"  # of tensors beside the model's modules, not inside
@@ -38,7 +38,7 @@ def write_lora(nodes, bases, rank):
       else:
         weight = bases.get(path)
         weight = None if weight is None else _layer(path, weight[0], i)
-        a, b, error = convert.low_rank(path, layer, weight, rank)
+        a, b, error = to_lora.low_rank(path, layer, weight, rank)
         errors[path] = max(errors[path], error)
         alpha = a.shape[1]
       tensors[f"{name}.lora_A.weight"] = np.asarray(a).T

@@ -42,8 +42,8 @@ def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Enc
   """Examples of a list of rows in any of the four formats.
 
   The prompt's tokens are the very ones that generation starts from, and what follows is
-  tokenised behind it: alone, Llama 2's tokenizer would put another space in front. Only
-  where the two together would change the prompt's tokens is each tokenised alone.
+  tokenized behind it: alone, Llama 2's tokenizer would put another space in front. Only
+  where the two together would change the prompt's tokens is each tokenized alone.
 
   Args:
     rows: dicts, see `sources`.

@@ -3,7 +3,7 @@
   python kernels/bench/nf4.py --out=nf4.json       (one NVIDIA GPU)
   python kernels/bench/nf4.py --rehearse           (a CPU; no figure means anything)
 
-Columns, in microseconds: our kernel from the codes; our kernel that dequantises, then
+Columns, in microseconds: our kernel from the codes; our kernel that dequantizes, then
 XLA's product; that in plain JAX; bfloat16 weights; bitsandbytes, if it is installed.
 A star is what `jaxpeft` chooses. Beside them what the bytes that have to move and the
 operations take at best. Every product reads another of 8 copies of the weight, so that
@@ -31,8 +31,9 @@ import numpy as np
 from absl import app, flags
 from jax import lax
 
-from jaxpeft import cli, nf4, nf4_products
+from jaxpeft import cli
 from jaxpeft.errors import InputError
+from jaxpeft.quantization import nf4, nf4_matmul
 
 flags.DEFINE_bool("rehearse", False, "Tiny sizes in plain JAX, on any machine.")
 flags.DEFINE_string("out", "", "JSON file to write.")
@@ -43,7 +44,7 @@ flags.DEFINE_float("tb_s", 3.35, "Memory bandwidth, terabytes a second.")
 flags.DEFINE_float("tflops", 989.0, "Peak of bfloat16 products, 10^12 a second.")
 
 MOST_FUSED_ROWS = 1024  # beyond, the kernel from codes is not in question
-COLUMNS = ("codes", "dequantise", "plain", "bfloat16", "bitsandbytes")
+COLUMNS = ("codes", "dequantize", "plain", "bfloat16", "bitsandbytes")
 
 
 def product(name: str, backward: bool, kernels):
@@ -52,14 +53,14 @@ def product(name: str, backward: bool, kernels):
     return (lambda g, w: g @ w.T) if backward else (lambda x, w: x @ w)
   if name == "codes":
     return lambda x, w: kernels.matmul(x, *w, nf4.CODE)
-  f = nf4_products.backward if backward else nf4_products.dequantised
+  f = nf4_matmul.backward if backward else nf4_matmul.dequantized
 
-  def dequantised(x, w):
-    off = mock.patch.object(nf4_products, "kernels_for", return_value={})
+  def dequantized(x, w):
+    off = mock.patch.object(nf4_matmul, "kernels_for", return_value={})
     with off if name == "plain" else contextlib.nullcontext():
       return f(x, *w, x.dtype)
 
-  return dequantised
+  return dequantized
 
 
 def loop(f, weights, x, times: int):
@@ -68,7 +69,7 @@ def loop(f, weights, x, times: int):
   def body(_, carry):
     x, ys = carry[0], []
     for w in weights:
-      # As in training: no dequantised weight may be shared or taken out of the loop.
+      # As in training: no dequantized weight may be shared or taken out of the loop.
       x, w = lax.optimization_barrier((x, w))
       x, y = lax.optimization_barrier((x, f(x, w)))
       ys.append(y)
@@ -161,31 +162,31 @@ def floor(inputs, outputs, rows, bits: float) -> float:
   return max(moved / f.tb_s, 2 * rows * inputs * outputs / f.tflops) / 1e6
 
 
-def quantised(seed: int, inputs: int, outputs: int):
+def quantized(seed: int, inputs: int, outputs: int):
   """(codes, scales, bfloat16 weight [inputs, outputs]) of random numbers."""
   w = jax.random.normal(jax.random.key(seed), (inputs, outputs), jnp.bfloat16)
-  node = nf4.quantise(w)
+  node = nf4.quantize(w)
   return node.codes, nf4.scales(node), w
 
 
 def check(kernels, tiny: bool):
-  """Bits of the dequantised, and products against float64.
+  """Bits of the dequantized, and products against float64.
 
   Raises:
     InputError: some are wrong.
   """
   inputs = 256 if tiny else 4096
   for outputs in (72,) if tiny else (1000, 4096):
-    codes, scales, _ = quantised(0, inputs, outputs)
+    codes, scales, _ = quantized(0, inputs, outputs)
     numbers = nf4.CODE[np.asarray(nf4.unpack(codes))].reshape(outputs, -1, nf4.BLOCK)
     numbers = (numbers * np.asarray(scales)[..., None]).reshape(outputs, inputs)
     for dtype, limit in (("bfloat16", 2**-8), ("float16", 2**-11), ("float32", 1e-5)):
       want = numbers.astype(jnp.dtype(dtype))
-      got = jax.jit(functools.partial(kernels.dequantise, dtype=dtype))(
+      got = jax.jit(functools.partial(kernels.dequantize, dtype=dtype))(
         codes, scales, nf4.CODE
       )
       if not np.array_equal(np.asarray(got), want):
-        raise InputError(f"dequantised {dtype} [{outputs}, {inputs}] has wrong bits")
+        raise InputError(f"dequantized {dtype} [{outputs}, {inputs}] has wrong bits")
       for rows in (5,) if tiny else (1, 5, 16, 40, 64, 100, 300):
         x = jax.random.normal(jax.random.key(rows), (rows, inputs), dtype)
         y = np.asarray(jax.jit(kernels.matmul)(x, codes, scales, nf4.CODE), np.float64)
@@ -193,13 +194,13 @@ def check(kernels, tiny: bool):
         error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
         if not error < limit:
           raise InputError(f"{dtype} M={rows} N={outputs}: error {error:.1e} > {limit}")
-  print("numbers: dequantised bit for bit, products within a rounding of float64")
+  print("numbers: dequantized bit for bit, products within a rounding of float64")
 
 
 def row(shape, rows, backward, kernels, tiny) -> dict:
   """One row of the table."""
   inputs, outputs = shape
-  made = [quantised(i, inputs, outputs) for i in range(flags.FLAGS.copies)]
+  made = [quantized(i, inputs, outputs) for i in range(flags.FLAGS.copies)]
   packed, dense = [w[:2] for w in made], [w[2] for w in made]
   width = outputs if backward else inputs
   x = jax.random.normal(jax.random.key(1), (rows, width), jnp.bfloat16)
@@ -211,8 +212,8 @@ def row(shape, rows, backward, kernels, tiny) -> dict:
     weights = dense if name == "bfloat16" else packed
     out[name] = None if skip else ours(name, backward, kernels, weights, x, tiny)
   out["bitsandbytes"] = theirs(inputs, outputs, rows, backward, tiny)
-  few = rows <= nf4_products.FUSED_ROWS and not backward
-  out["chosen"] = "codes" if few else "dequantise"
+  few = rows <= nf4_matmul.FUSED_ROWS and not backward
+  out["chosen"] = "codes" if few else "dequantize"
   # 4 bits and a float32 scale for 64 of them.
   out["floor"], out["floor_bfloat16"] = (
     floor(inputs, outputs, rows, bits) for bits in (4.5, 16)
@@ -241,7 +242,7 @@ def main(argv):
   device = jax.devices()[0]
   if f.rehearse:
     kernels = types.SimpleNamespace(
-      dequantise=jaxpeft_kernels.dequantise_ref, matmul=jaxpeft_kernels.matmul_ref
+      dequantize=jaxpeft_kernels.dequantize_ref, matmul=jaxpeft_kernels.matmul_ref
     )
     shapes, rows = [(256, 128)], [16]
   elif device.platform != "gpu":

@@ -10,14 +10,14 @@ import importlib.util
 
 from jaxpeft_kernels import nf4
 from jaxpeft_kernels.bridge import available
-from jaxpeft_kernels.nf4 import dequantise_ref, matmul_ref
+from jaxpeft_kernels.nf4 import dequantize_ref, matmul_ref
 
-__all__ = ["by_platform", "dequantise_ref", "matmul_ref"]
+__all__ = ["by_platform", "dequantize_ref", "matmul_ref"]
 
 
 @functools.cache
 def by_platform() -> dict:
-  """{platform: module with `dequantise` and `matmul`}, of those that can be built here.
+  """{platform: module with `dequantize` and `matmul`}, of those that can be built here.
 
   For CUDA that takes jax-triton, for TPUs libtpu.
   """

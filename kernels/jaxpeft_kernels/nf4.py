@@ -1,4 +1,4 @@
-"""Weights of 4-bit codes: dequantised, and multiplied from their codes.
+"""Weights of 4-bit codes: dequantized, and multiplied from their codes.
 
 A weight [N, K] is uint8[N, K / 2] and float32[N, K / 64]: of each group of 128 columns
 the first 64 are the low nibbles of 64 bytes, the others the high ones, so that a nibble
@@ -6,7 +6,7 @@ plane is a tile of consecutive columns with one scale a row. A code is an index 
 table float32[16]. Axes: M rows of x, N outputs, K inputs (a multiple of 128).
 
 There is no fused product for the gradient g @ W. Training has thousands of rows, where
-dequantising first costs a part (14 of 101 us for 4096 x 4096 and 2,048 rows, from an
+dequantizing first costs a part (14 of 101 us for 4096 x 4096 and 2,048 rows, from an
 H100's bandwidth and peak) and leaves the product to cuBLAS; a fused loop decodes each
 weight again for every tile of rows, and would have to reach 86 % of that peak to be
 even. bitsandbytes and Unsloth do the same. `matmul` is for few rows, as in decoding,
@@ -24,7 +24,7 @@ from jax import lax
 from jaxpeft_kernels import bridge
 
 GROUP = 128  # columns per 64 bytes of codes
-_ROWS = 16  # of a program that dequantises
+_ROWS = 16  # of a program that dequantizes
 _PROGRAMS = 264  # at most, by splitting: two for each multiprocessor of an H100
 
 
@@ -50,7 +50,7 @@ TILES = (
 )
 
 
-def dequantise(codes, scales, table, dtype):
+def dequantize(codes, scales, table, dtype):
   """The weight [N, K] in a dtype, rounded once from float32 code times scale.
 
   Args:
@@ -62,7 +62,7 @@ def dequantise(codes, scales, table, dtype):
   outputs, half = codes.shape
   kernels = importlib.import_module("jaxpeft_kernels.nf4_triton")
   return bridge.call(
-    kernels.dequantise,
+    kernels.dequantize,
     codes,
     scales,
     jnp.asarray(table),
@@ -76,8 +76,8 @@ def dequantise(codes, scales, table, dtype):
   )
 
 
-def dequantise_ref(codes, scales, table, dtype):
-  """`dequantise` in plain JAX."""
+def dequantize_ref(codes, scales, table, dtype):
+  """`dequantize` in plain JAX."""
   outputs, half = codes.shape
   shift = 4 * lax.broadcasted_iota(jnp.uint8, (2, 1), 0)
   planes = codes.reshape(outputs, -1, 1, 64) >> shift & 15
@@ -86,7 +86,7 @@ def dequantise_ref(codes, scales, table, dtype):
 
 
 def matmul(x, codes, scales, table, tile: Tile | None = None):
-  """x [M, K] -> x @ W.T [M, N], in x's dtype; no dequantised weight in memory.
+  """x [M, K] -> x @ W.T [M, N], in x's dtype; no dequantized weight in memory.
 
   Weights are rounded to x's dtype, and products summed in float32.
 
@@ -127,7 +127,7 @@ def matmul(x, codes, scales, table, tile: Tile | None = None):
 
 def matmul_ref(x, codes, scales, table):
   """`matmul` in plain JAX."""
-  w = dequantise_ref(codes, scales, table, x.dtype)
+  w = dequantize_ref(codes, scales, table, x.dtype)
   return jnp.einsum("mk,nk->mn", x, w, preferred_element_type=jnp.float32).astype(
     x.dtype
   )

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxpeft_kernels import bridge
-from jaxpeft_kernels.nf4 import dequantise_ref
+from jaxpeft_kernels.nf4 import dequantize_ref
 
 _LANES = 128
 _DTYPES = (jnp.bfloat16, jnp.float32)  # that a core multiplies
@@ -22,7 +22,7 @@ _TILES = (256, 128, 64, 32)  # rows of a weight in a program; 128 at least of a 
 _BYTES = 10 * 2**20  # of its blocks, twice; a core has 16 MiB for a program
 
 
-def dequantise(codes, scales, table, dtype, interpret: bool = False):
+def dequantize(codes, scales, table, dtype, interpret: bool = False):
   """The weight [N, K] in a dtype, rounded once from float32 code times scale.
 
   Args:
@@ -37,12 +37,12 @@ def dequantise(codes, scales, table, dtype, interpret: bool = False):
   row = half + 8 * low.shape[1] + 2 * half * jnp.dtype(dtype).itemsize
   tile = _tile(row)
   if half % _LANES or not tile or dtype not in _DTYPES:
-    return dequantise_ref(codes, scales, table, dtype)
+    return dequantize_ref(codes, scales, table, dtype)
   arguments, out = bridge.varying_as(
     [codes, low, high, _row_of(table)], (outputs, 2 * half), dtype
   )
   return pl.pallas_call(
-    _dequantise,
+    _dequantize,
     out_shape=out,
     grid=(pl.cdiv(outputs, tile),),
     in_specs=[*_rows(tile, codes, low, high), _whole(arguments[-1])],
@@ -52,7 +52,7 @@ def dequantise(codes, scales, table, dtype, interpret: bool = False):
 
 
 def matmul(x, codes, scales, table, interpret: bool = False):
-  """x [M, K] -> x @ W.T [M, N], in x's dtype; no dequantised weight in memory.
+  """x [M, K] -> x @ W.T [M, N], in x's dtype; no dequantized weight in memory.
 
   Weights are rounded to x's dtype, and products summed in float32.
 
@@ -69,7 +69,7 @@ def matmul(x, codes, scales, table, interpret: bool = False):
   padded = -(-count // 16) * 16
   tile = _tile(half + 8 * low.shape[1] + padded * size, 2 * padded * half * size)
   if half % _LANES or tile < _LANES or x.dtype not in _DTYPES:
-    w = dequantise(codes, scales, table, x.dtype, interpret)
+    w = dequantize(codes, scales, table, x.dtype, interpret)
     y = jnp.einsum("mk,nk->mn", x, w, preferred_element_type=jnp.float32)
     return y.astype(x.dtype)
   # The inputs of a nibble plane stand together, as its codes do.
@@ -90,7 +90,7 @@ def matmul(x, codes, scales, table, interpret: bool = False):
   )(*arguments)
 
 
-def _dequantise(codes, low, high, table, out):
+def _dequantize(codes, low, high, table, out):
   """Pallas: some rows of the weight [rows, K]."""
   lane = lax.broadcasted_iota(jnp.int32, (len(codes), _LANES), 1)
   swapped = functools.partial(pltpu.roll, shift=64, axis=1)

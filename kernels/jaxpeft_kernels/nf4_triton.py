@@ -16,7 +16,7 @@ def _values(table, codes, A: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def dequantise(
+def dequantize(
   codes, scales, table, out, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr
 ):
   """ROWS rows of one group of 128 columns. Grid: (ceil(N / ROWS), K / 128)."""

@@ -1,0 +1,1 @@
+"""Models and adapters written for others, and read back to compare."""

@@ -1,0 +1,133 @@
+"""Exports a run, reads it back, and keeps it only if it gives the same logits."""
+
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpeft import experiment
+from jaxpeft import model as models
+from jaxpeft.checkpoints import peft
+from jaxpeft.data import encode, sources
+from jaxpeft.errors import InputError
+from jaxpeft.export import save
+from jaxpeft.parallel import distributed, sharding
+from jaxpeft.training import workdir as workdirs
+
+# Largest difference of logits, as a share of their deviation: rounding weights to 8
+# bits of mantissa moves every logit a little, float32 hardly.
+_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.75}
+_SHARE = 0.5  # of what the adapter changes on average, that may be lost on average
+_ROWS, _TOKENS = 16, 128
+
+
+class Parity(NamedTuple):
+  """How two models' logits compare on the same tokens."""
+
+  difference: float  # largest of |difference of logits|
+  deviation: float  # standard deviation of the logits
+  mean: float  # of |difference of logits|
+  agreement: float  # share of tokens with the same likeliest next one
+
+  def __str__(self) -> str:
+    return (
+      f"logits differ by at most {self.difference:.2g} (their deviation is "
+      f"{self.deviation:.2g}), greedy tokens agree on {100 * self.agreement:.2f} %"
+    )
+
+
+def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
+  """Parity on rows of token ids, padded to one length: each model compiles once."""
+  worst, same, count, spread, means = 0.0, 0, 0, [], []
+  longest = max(map(len, rows))
+  for row in rows:
+    tokens = np.pad(np.asarray(row, np.int32), (0, longest - len(row)))[None]
+    mask = np.arange(longest)[None] < len(row)
+    a, b = (sharding.to_host(m(tokens, mask))[0, : len(row)] for m in (one, other))
+    worst = float(np.maximum(worst, np.abs(a - b).max()))  # a NaN stays one
+    means.append(np.abs(a - b).mean())
+    same += int((a.argmax(-1) == b.argmax(-1)).sum())
+    count += len(row)
+    spread.append(a.std())
+  return Parity(worst, float(np.mean(spread)), float(np.mean(means)), same / count)
+
+
+def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
+  """Exports a run's result, on the mesh in force; returns what was measured.
+
+  Of several processes all call it, and process 0 writes.
+
+  Args:
+    workdir: of the run.
+    format: "hf", merged weights; or "peft", the adapter.
+    directory: to be made; must not exist, or be empty.
+    dtype: of merged weights; None is the run's.
+    rank: of the nearest LoRA, for methods that are none.
+    tolerance: largest difference of logits; None: a share of their deviation, by dtype.
+  Raises:
+    InputError: the export does not give the run's logits. Nothing is written then.
+  """
+  if format == "peft":
+    peft.check_processes()
+  directory = pathlib.Path(directory)
+  if directory.exists() and any(directory.iterdir()):
+    raise InputError(f"{directory} is not empty; choose another --out")
+  if dtype and format != "hf":
+    raise InputError(f"--dtype is of merged weights, not of format {format}")
+  if rank is not None and format != "peft":
+    raise InputError(f"--rank is of a LoRA, not of format {format}")
+  if rank is not None and rank < 1:
+    raise InputError(f"--rank {rank} is below 1")
+  config = workdirs.read_config(workdir)
+  base = experiment.base(config)
+  tuned = experiment.load_run(workdir, config, base)
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:
+    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / "out"  # of process 0
+    lost = 0.0
+    if format == "hf":
+      save.save_hf(tuned, tmp, dtype)
+      back = models.load(str(tmp), dtype or config.model.dtype)
+    else:
+      errors = save.save_adapter(
+        tuned.params, tmp, format, base=base.params, rank=rank, base_name=base.name
+      )
+      lost = max(errors.values())
+      back = base.replace(params=save.load_adapter(base.params, tmp))
+    rows = _rows(config, base)
+    parity = compare(tuned, back, rows)
+    limit = _TOLERANCE[dtype or config.model.dtype] * parity.deviation
+    limit = limit if tolerance is None else tolerance
+    text = str(parity)
+    if lost > 1e-4:
+      text += f"; the nearest LoRA loses up to {100 * lost:.1f} % of a weight's change"
+    if not parity.difference <= limit:
+      raise InputError(
+        f"not exported: {text}. The limit is {limit:.2g}; --tolerance sets another"
+      )
+    exact = parity.difference <= _TOLERANCE["float32"] * parity.deviation
+    change = compare(tuned, base, rows).mean
+    if tolerance is None and not exact and not parity.mean <= _SHARE * change:
+      raise InputError(
+        f"not exported: {text}, on average by {parity.mean:.2g}, where the adapter "
+        f"itself changes them by {change:.2g}: rounding would lose it. Export with "
+        "--dtype=float32, or set a --tolerance"
+      )
+    if distributed.is_main():
+      if directory.exists():
+        directory.rmdir()
+      shutil.move(tmp, directory)
+    distributed.barrier("exported")
+  return text
+
+
+def _rows(config, base) -> list:
+  """Token ids of a few examples of the run's data."""
+  d = config.data
+  rows = sources.read(d.eval or d.train)[:_ROWS]
+  found = encode.encode(
+    rows, base.tokenizer, d.max_tokens, d.loss_on, d.eval or d.train
+  )
+  return [example.tokens[:_TOKENS] for example in found.examples]

@@ -1,0 +1,1 @@
+"""What is trained on what: losses, and the choice of tokens that carry gradient."""

@@ -1,0 +1,1 @@
+"""Devices, processes and machines: meshes and shardings, start and stop together."""

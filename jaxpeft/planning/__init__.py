@@ -1,0 +1,1 @@
+"""What a training step needs, compiled for devices that need not be there."""

@@ -1,0 +1,1 @@
+"""4-bit weights (NF4) and products with them."""

@@ -1,0 +1,1 @@
+"""Many runs with an equal tuning budget, side by side."""

@@ -1,0 +1,1 @@
+"""The optimizer step, its loop, and what a run leaves to read."""

@@ -1,0 +1,66 @@
+"""What a run tells people: the banner before it, the result after it."""
+
+from jaxpeft.console import human
+
+
+def planned_bytes(compiled) -> int:
+  """Device memory that a compiled program needs, its arguments included."""
+  plan = compiled.memory_analysis()
+  # What is donated, and so stays in place, counts once.
+  return (
+    plan.argument_size_in_bytes
+    + plan.output_size_in_bytes
+    - plan.alias_size_in_bytes
+    + plan.temp_size_in_bytes
+  )
+
+
+def live_peak_bytes(device) -> int | None:
+  """The most device memory in use so far, where the backend reports it."""
+  return (device.memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
+  """Model, method, sizes, memory and compile time.
+
+  Args:
+    config: of the run.
+    size: a `Count`.
+    compiled: the training step.
+    compile_s: seconds it took.
+    epoch_steps: steps per pass over the data.
+  """
+  toy = "a toy: it shows that the machinery works, not how good a method is"
+  methods = ", ".join(adapter.name for adapter in config.adapt.values())
+  steps = config.train.steps
+  chosen = config.tokens.fraction
+  chosen = f"; {chosen:.0%} of the tokens carry gradient" if chosen < 1 else ""
+  return (
+    f"model {config.model.source}"
+    f"{f' ({toy})' if config.model.source == 'embedded' else ''}: "
+    f"{human(size.total).strip()} numbers stored\n"
+    f"method {methods}: {size.trainable:,} trainable = "
+    f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B{chosen}\n"
+    f"step compiled in {compile_s:.1f} s, needs {human(planned_bytes(compiled))}B; "
+    f"{steps} steps are {steps / epoch_steps:.2f} epochs"
+  )
+
+
+def result(final: dict) -> str:
+  """The final line of metrics.jsonl, with samples from before and after."""
+  lines = []
+  columns = (final.get(key, ()) for key in ("prompts", "base_samples", "samples"))
+  for prompt, before, after in zip(*columns, strict=True):
+    lines.append(f"{prompt}\n  base:    {before!r}\n  adapted: {after!r}\n")
+  if "accuracy" in final:
+    low, high = final["accuracy_ci95"]
+    lines.append(
+      f"accuracy: base {final['base_accuracy']:.1%} -> adapted "
+      f"{final['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%} on "
+      f"{final['problems']} problems)"
+    )
+  lines.append(
+    f"final: step {final['step']}, {final['wall_s']:.0f} s, peak memory "
+    f"{final['peak_memory_bytes'] / 2**20:.0f} MiB ({final['peak_memory_is']})"
+  )
+  return "\n".join(lines)

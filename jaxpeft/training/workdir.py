@@ -1,0 +1,119 @@
+"""A run's directory: its config, its lock, and whether it may be continued."""
+
+import fcntl
+import json
+import os
+import pathlib
+
+from ml_collections import config_dict
+
+from jaxpeft import config as configs
+from jaxpeft.errors import InputError
+from jaxpeft.parallel import distributed
+
+_WHERE = ("mesh", "processes")  # sections that may change: the run is the same
+
+
+def prepare(path: str, config) -> pathlib.Path:
+  """Makes the run's directory and writes config.json, or checks the one there.
+
+  With several processes, all call it: process 0 writes, the others check.
+
+  Raises:
+    InputError: in all of them, if it is not writable, holds a run of another config, or
+      is not the same directory for all.
+  """
+  workdir = pathlib.Path(path)
+  text = json.dumps(configs.to_json(config), indent=2) + "\n"
+  for turn in (True, False):
+    error = ""
+    if distributed.is_main() == turn:
+      try:
+        _write_or_check(workdir, text, write=turn)
+      except (InputError, OSError, json.JSONDecodeError) as e:
+        known = isinstance(e, InputError)
+        error = str(e) if known else f"cannot use --workdir={path}: {e}"
+    errors = [text for text in distributed.exchange(error) if text]
+    if errors:
+      raise InputError(errors[0])
+  return workdir
+
+
+def _lock(workdir):
+  """Has the run's directory for this process alone, until it ends.
+
+  Raises:
+    InputError: another process has it.
+  """
+  path = workdir.resolve() / ".lock"
+  if path in _locks:
+    return
+  lock = open(path, "w")
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise InputError(
+      f"another process trains in {workdir}; let it end, or use another --workdir"
+    ) from e
+  except OSError:
+    pass  # a file system without locks
+  _locks[path] = lock
+
+
+_locks = {}  # open files: closed, they are locks no more
+
+
+def _write_or_check(workdir, text, write):
+  file = workdir / "config.json"
+  if write:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError("not writable")
+    _lock(workdir)
+  if file.exists():
+    there, now = json.loads(file.read_text()), json.loads(text)
+    known = {
+      key: x for key, x in configs.filled(there).items() if key in there or key in now
+    }
+    changed = _changes(known | {key: now.get(key) for key in _WHERE}, now)
+    if changed:
+      raise InputError(
+        f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
+        "use another --workdir, or remove that one"
+      )
+  elif write:
+    tmp = file.with_suffix(".tmp")
+    tmp.write_text(text)
+    tmp.replace(file)
+  else:
+    raise InputError(
+      f"{file} is there for process 0 and not for another: --workdir must be on a file "
+      "system that all machines share"
+    )
+
+
+def read_config(workdir) -> config_dict.ConfigDict:
+  """The resolved config of a run.
+
+  Raises:
+    InputError: if the directory is no run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, ValueError) as e:  # no JSON, or no text
+    raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
+  if not isinstance(values, dict):
+    raise InputError(f"{workdir} is no run: {path} holds no JSON object")
+  return config_dict.ConfigDict(configs.filled(values), convert_dict=True).lock()
+
+
+def _changes(old: dict, new: dict, place: str = "") -> list[str]:
+  out = []
+  for key in sorted(old.keys() | new.keys()):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      out += _changes(a, b, f"{place}{key}.")
+    elif a != b:
+      out.append(f"{place}{key}: {a!r} there, {b!r} now")
+  return out

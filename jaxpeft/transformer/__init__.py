@@ -1,0 +1,1 @@
+"""The model: configuration, layers, attention, and the functions that compose them."""

@@ -1,0 +1,288 @@
+"""The layers: pure functions of weights and of one or two streams of tokens.
+
+The first stream carries gradient. One beside it is constant: it goes through the same
+weights, sees the first and is seen by it, and nothing flows back through it; so the
+backward pass needs no more of it than its keys and values (`tokens`).
+Axes: B batch, T tokens, D width, K key/value heads, G query heads of each, N head_dim,
+F feed-forward.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxpeft import tree
+from jaxpeft.linear import Weights, dense, linear
+from jaxpeft.parallel import sharding
+from jaxpeft.transformer import chunking
+from jaxpeft.transformer.attention import KV, Where, attend, received
+from jaxpeft.transformer.config import ModelConfig
+from jaxpeft.transformer.rope import rotate
+
+_NUMBERS = 2**23  # of one array inside the feed-forward part, where it is chunked
+
+# What to keep of a layer for the backward pass, which computes the rest again.
+REMAT = {
+  "none": "all",
+  "products": "what comes out of products with weights and out of attention",
+  "layer": "its input",
+  "layer_kv": "its input; of a constant stream its keys and values instead",
+  "segments": "its input in every k-th layer only, k about the root of the depth",
+  "attention": "its input, and what comes out of attention and its four products",
+  "offload": "its input, in the host's memory (a CPU's is its own: there as layer)",
+}
+# Of those, what is kept by name beside the input; and instead of it, elsewhere.
+_KEEP = {
+  "products": ("product", "attention"),
+  "attention": ("attention",),
+  "layer_kv": ("constant_kv",),
+}
+_OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
+  names_which_can_be_saved=[],
+  names_which_can_be_offloaded=["hidden"],
+  offload_src="device",
+  offload_dst="pinned_host",
+)
+
+
+class Place(NamedTuple):
+  """What a layer knows of a stream's tokens beside their hidden states."""
+
+  where: Where
+  angles: tuple[jax.Array, jax.Array]  # of `rope`
+
+
+class LayerWeights(nn.Module):
+  """Declares one layer's weights, by their place in it."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    c = self.config
+    d, q, k = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
+    attn = (("q", (d, q)), ("k", (d, k)), ("v", (d, k)), ("o", (q, d)))
+    mlp = (("gate", (d, c.ff)), ("up", (d, c.ff)), ("down", (c.ff, d)))
+    ones = nn.initializers.constant(1 - c.norm_offset)
+    return dict(
+      attn=Weights(attn, name="attn")(),
+      mlp=Weights(mlp, name="mlp")(),
+      norm=Weights(_norm_shapes(c), ones, name="norm")(),
+      bias=Weights(_bias_shapes(c), nn.initializers.zeros, name="bias")(),
+    )
+
+
+def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep=None):
+  """Layers one after the other, over their stacked weights.
+
+  Args:
+    remat: a key of `REMAT`.
+    stack: what `LayerWeights` gives, with a leading axis of layers.
+    xs: tuple of hidden states [B, T, D], one or two streams; see `layer`.
+    places: a `Place` for each.
+    windows: int[layers].
+    cache: KV with a leading axis of layers on k and v, of tokens seen by all; or None.
+    keep: what to return of each layer, see `layer`.
+  Returns:
+    (xs, what was kept, with a leading axis of layers).
+  """
+  outside = cache and cache.where
+  chunked = remat not in ("none", "products")
+
+  def body(xs, item):
+    w, window, kv = item
+    xs = checkpoint_name(xs, "hidden") if remat == "offload" else xs
+    return layer(c, w, xs, places, window, kv and KV(*kv, outside), chunked, keep)
+
+  again = functools.partial(jax.checkpoint, prevent_cse=False)
+  if remat == "none" and sharding.cut("width") > 1:
+    body = again(body, policy=_all_but_gathered)
+  if remat == "segments" and cache is None and not keep:
+    return _segments(again, body, xs, stack, windows), None
+  if remat in _KEEP:
+    policy = jax.checkpoint_policies.save_only_these_names(*_KEEP[remat])
+    body = again(body, policy=policy)
+  elif remat == "offload":
+    body = again(body, policy=_OFFLOAD)
+  elif remat != "none":
+    body = again(body)
+  return lax.scan(body, xs, (stack, windows, cache and cache[:2]))
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """Keeps everything but weights that `fsdp` gathered for their layer's turn."""
+  return primitive.name != "sharding_constraint"
+
+
+def _segments(again, body, xs, stack, windows):
+  """The layers in segments; of those but the current one, only the input is kept."""
+  depth = len(windows)
+  size = max(
+    (k for k in range(1, depth + 1) if depth % k == 0), key=lambda k: -k - depth / k
+  )
+  # Scanned over, frozen weights would be copied out of their stack by the segment; and
+  # a layer's are looked up inside what is computed again, or they would be kept.
+  theta, frozen = tree.partition(stack, tree.trainable_mask(stack))
+
+  @again
+  def step(xs, item):
+    i, part = item
+    rest, window = jax.tree.map(
+      lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), (frozen, windows)
+    )
+    return body(xs, (tree.combine(part, rest), window, None))
+
+  def segment(xs, items):
+    return lax.scan(step, xs, items)[0], None
+
+  items = jax.tree.map(
+    lambda x: x.reshape(-1, size, *x.shape[1:]), (jnp.arange(depth), theta)
+  )
+  return lax.scan(again(segment), xs, items)[0]
+
+
+def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep=None):
+  """One layer over one stream, or over two of which the second is constant.
+
+  Args:
+    w: dict of `LayerWeights`.
+    xs: tuple of hidden states [B, T, D].
+    places: a `Place` for each.
+    window: int32[], how many positions back a token sees.
+    cache: KV of other tokens, seen by all; or None.
+    chunked: whether the backward pass may compute the feed-forward part again.
+    keep: a key of `_KEPT`, or None.
+  Returns:
+    (xs, what is kept of the first stream, or None).
+  """
+  constant = lax.stop_gradient
+  w = sharding.gathered(w)
+  ws = (w, constant(w))[: len(xs)]
+  xs = (xs[0], *constant(xs[1:]))
+  qs, kvs = [], []
+  for w, x, place in zip(ws, xs, places, strict=True):
+    q, k, v = _qkv(c, w, x, place)
+    if kvs:
+      k, v = checkpoint_name((k, v), "constant_kv")
+    qs.append(q)
+    kvs.append(KV(k, v, place.where))
+  others = [kvs[1:], [KV(*constant(kvs[0][:2]), kvs[0].where)]]
+  ys = []
+  for i, (w, x, q) in enumerate(zip(ws, xs, qs, strict=True)):
+    parts = [kvs[i], *others[i], *([cache] if cache else [])]
+    ys.append(_finish(c, w, x, q, places[i].where, parts, window, chunked or i > 0))
+  return tuple(ys), keep and _KEPT[keep](c, qs[0], kvs[0], window)
+
+
+def _qkv(c, w, x, place: Place):
+  """Rotated queries [B, H, T, N] and keys, and values [B, K, T, N]."""
+  h = sharding.constrain(rms_norm(x, w["norm"]["attn"], c), "batch", None, None)
+  attn, bias = w["attn"], w["bias"]
+  q, k, v = (
+    sharding.constrain(
+      heads(add_bias(linear(h, attn[n], "attention"), bias.get(n)), c.head_dim),
+      "batch", "heads", None, None,
+    )
+    for n in "qkv"
+  )  # fmt: skip
+  if c.qk_norm:
+    q, k = rms_norm(q, w["norm"]["q"], c), rms_norm(k, w["norm"]["k"], c)
+  return rotate(q, *place.angles), rotate(k, *place.angles), v
+
+
+def _finish(c, w, x, q, where, parts, window, chunked: bool):
+  """The layer's output [B, T, D], from its queries and all keys and values."""
+  attn, mlp, norm, bias = w["attn"], w["mlp"], w["norm"], w["bias"]
+  b, _, t, _ = q.shape
+  h = attend(_grouped(c, q), where, parts, window, _scale(c), c.attn_softcap)
+  h = h.reshape(q.shape).swapaxes(1, 2).reshape(b, t, -1)
+  h = add_bias(linear(h, attn["o"], "attention"), bias.get("o"))
+  x = x + (rms_norm(h, norm["attn_post"], c) if c.post_norms else h)
+  x = sharding.constrain(x, "batch", "length", None)
+
+  # Sums of a frozen and a trained product are else formed late, from twice the memory.
+  after_all = lax.optimization_barrier if chunked else lambda x: x
+
+  def feed_forward(x):
+    h = sharding.constrain(rms_norm(x, norm["mlp"], c), "batch", None, None)
+    gate = add_bias(linear(h, mlp["gate"]), bias.get("gate"))
+    up = add_bias(linear(h, mlp["up"]), bias.get("up"))
+    h = after_all(gated(*after_all((gate, up)), c.activation))
+    h = add_bias(linear(h, mlp["down"]), bias.get("down"))
+    return x + (rms_norm(h, norm["mlp_post"], c) if c.post_norms else h)
+
+  if chunked:
+    numbers = b * t * c.ff / sharding.cut("batch", "ff")
+    x = sharding.constrain(x, "batch", None, None)
+    x = chunking.over_tokens(feed_forward, math.ceil(numbers / _NUMBERS), x)
+  else:
+    x = feed_forward(x)
+  return sharding.constrain(x, "batch", "length", None)
+
+
+def _received(c, q, kv: KV, window):
+  return received(_grouped(c, q), kv, window, _scale(c), c.attn_softcap)
+
+
+# What else may be returned of a layer's first stream.
+_KEPT = {"kv": lambda c, q, kv, window: (kv.k, kv.v), "attention": _received}
+
+
+def _grouped(c: ModelConfig, q):
+  """[B, H, T, N] -> [B, K, G, T, N]."""
+  return q.reshape(q.shape[0], c.kv_heads, -1, *q.shape[2:])
+
+
+def _scale(c: ModelConfig) -> float:
+  return c.head_dim**-0.5 if c.query_scale is None else c.query_scale
+
+
+def gated(gate, up, activation: str):
+  """act(gate) * up."""
+
+  # Recomputed in the backward pass, which would otherwise keep four arrays of this
+  # size instead of its two arguments.
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def product(gate, up):
+    act = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+    return act[activation](gate) * up
+
+  return product(gate, up)
+
+
+def rms_norm(x, scale, c: ModelConfig):
+  """Root-mean-square norm over the last axis, in float32."""
+  h = x.astype(jnp.float32)
+  h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + c.rms_eps)
+  return (h * (dense(scale).astype(jnp.float32) + c.norm_offset)).astype(x.dtype)
+
+
+def add_bias(x, b):
+  """x + b, where there is a bias."""
+  return x if b is None else x + dense(b).astype(x.dtype)
+
+
+def heads(x, head_dim: int):
+  """[B, T, heads * N] -> [B, heads, T, N]."""
+  return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(1, 2)
+
+
+def _norm_shapes(c: ModelConfig):
+  names = ["attn", "mlp"] + ["attn_post", "mlp_post"] * c.post_norms
+  shapes = [(name, (c.width,)) for name in names]
+  return tuple(shapes + [(name, (c.head_dim,)) for name in "qk" if c.qk_norm])
+
+
+def _bias_shapes(c: ModelConfig):
+  q, k = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  return (
+    (("q", (q,)), ("k", (k,)), ("v", (k,))) * c.qkv_bias
+    + (("o", (c.width,)),) * c.o_bias
+    + (("gate", (c.ff,)), ("up", (c.ff,)), ("down", (c.width,))) * c.mlp_bias
+  )

@@ -1,0 +1,192 @@
+"""Bad input: one clear line, exit status 2, nothing written."""
+
+import fcntl
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxpeft.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+C = "--config=configs/svft_banded.py"
+BAD_ROW = '{"prompt": "a", "completion": "b"}\n{"prompt": '
+
+CASES = {  # what is typed after the script, and what the line must say
+  "no config": (["train.py"], "Give --config"),
+  "missing config": (["train.py", "--config=configs/nothing.py"], "nothing.py"),
+  "wrong key": (["train.py", C, "--config.optim.lrr=1"], "no key 'lrr'. Did you"),
+  "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
+  "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
+  "no time at all": (
+    ["train.py", C, "--config.processes.heartbeat_s=0"],
+    "processes.heartbeat_s 0 is below 1",
+  ),
+  "stray word": (["train.py", C, "steps=3"], "steps=3"),
+  "empty model": (["train.py", C, "--config.model.source="], "model.source"),
+  "empty workdir": (["train.py", C, "--workdir="], "--workdir="),
+  "no model": (["train.py", C, "--config.model.source=/nowhere"], "/nowhere"),
+  "no data, told before a model is read": (
+    ["train.py", C, "--config.model.source=/nowhere", "--config.data.train=none.jsonl"],
+    "none.jsonl",
+  ),
+  "offline hub": (["train.py", C, "--config.model.source=org/name"], "org/name"),
+  "wrong dtype": (["train.py", C, "--config.model.dtype=float8"], "model.dtype"),
+  "wrong shape name": (["train.py", C, "--config.model.source=init:huge"], "huge"),
+  "groups": (["train.py", C, "--config.model.groups=(3,2)"], "sum to depth 4"),
+  "groups of words": (["train.py", C, "--config.model.groups=abc"], "sum to depth 4"),
+  "seed": (["train.py", C, "--config.seed=-1"], "seed -1"),
+  "no factors": (["train.py", C, "--config.optim.precondition=scaled_gd"], "low-rank"),
+  "noise": (["train.py", C, "--config.train.neftune=-1"], "train.neftune"),
+  "no number": (["train.py", C, "--config.train.neftune=nan"], "train.neftune"),
+  "no rows": (["train.py", C, "--config.data.limit=0"], "data.limit 0"),
+  "before a model is read": (
+    ["train.py", C, "--config.model.source=/nowhere", "--config.train.log_every=0"],
+    "train.log_every",
+  ),
+  "export format": (["-m", "jaxpeft", "export", "--ckpt=none", "--out=o"], "none"),
+  "remats": (["train.py", C, "--config.model.remat=layer,none"], "model.remat"),
+  "remat": (["train.py", C, "--config.model.remat=all"], "model.remat"),
+  "no data": (["train.py", C, "--config.data.train=/none.jsonl"], "/none.jsonl"),
+  "broken jsonl": (["train.py", C, "--config.data.train={tmp}/bad.jsonl"], "line 2"),
+  "empty data": (["train.py", C, "--config.data.train={tmp}/empty.jsonl"], "no rows"),
+  "embedded name": (["train.py", C, "--config.data.train=embedded:x"], "two_step"),
+  "nothing supervised": (["train.py", C, "--config.data.max_tokens=8"], "max_tokens"),
+  "loss_on": (["train.py", C, "--config.data.loss_on=none"], "data.loss_on"),
+  "method": (["train.py", C, "--config.adapt.main.name=LORA"], "Did you mean"),
+  "pattern": (["train.py", C, "--config.adapt.main.pattern=band"], "banded"),
+  "rank": (
+    ["train.py", "--config=configs/lora.py", "--config.adapt.main.rank=500"],
+    "rank 500",
+  ),
+  "no match": (["train.py", C, "--config.adapt.main.match=layer/.*"], "matches none"),
+  "two rules": (["train.py", "--config={tmp}/two.py"], "make them disjoint"),
+  "adapter option": (["train.py", "--config={tmp}/option.py"], "option of LoRA"),
+  "typo in a file": (["train.py", "--config={tmp}/typo.py"], "stepz"),
+  "option type": (["train.py", "--config={tmp}/type.py"], "of type int"),
+  "key of an adapter": (
+    ["train.py", C, "--config.adapt.main.gate=True"],
+    "added there",
+  ),
+  "no steps": (["train.py", C, "--config.train.steps=0"], "train.steps 0"),
+  "not a problem": (
+    ["train.py", C, "--config.data.eval={tmp}/good.jsonl"],
+    "eval.task",
+  ),
+  "long answers": (["train.py", C, "--config.eval.max_new_tokens=2000"], "positions"),
+  "lbfgs": (["train.py", C, "--config.optim.name=lbfgs"], "lbfgs"),
+  "no adapter": (["train.py", "--config={tmp}/none.py"], "config.adapt is empty"),
+  "optimizer": (["train.py", C, "--config.optim.name=adamm"], "optim.name"),
+  "schedule": (["train.py", C, "--config.optim.schedule=step"], "optim.schedule"),
+  "warm-up": (["train.py", C, "--config.optim.warmup=100.0"], "optim.warmup"),
+  "accumulate": (["train.py", C, "--config.train.accumulate=3"], "accumulate"),
+  "temperature": (["train.py", C, "--config.eval.temperature=nan"], "temperature"),
+  "task": (["train.py", C, "--config.eval.task=gsm9k"], "gsm8k"),
+  "answer": (["train.py", C, "--config.eval.answer=exact"], "eval.answer"),
+  "workdir is a file": (["train.py", C, "--workdir={tmp}/bad.jsonl"], "--workdir"),
+  "other run": (["train.py", C, "--workdir={tmp}/run"], "another config"),
+  "no ckpt": (["eval.py"], "Give --ckpt"),
+  "not a run": (["eval.py", "--ckpt={tmp}"], "is no run"),
+  "no object": (["eval.py", "--ckpt={tmp}/list"], "holds no JSON object"),
+  "no text": (["eval.py", "--ckpt={tmp}/bytes"], "is no run"),
+  "not finished": (["eval.py", "--ckpt={tmp}/run"], "not finished"),
+  "least": (["eval.py", "--ckpt={tmp}/run", "--limit=-1"], "eval.limit -1"),
+  "out is a dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}"], "is a directory"),
+  "export rank": (
+    [
+      "-m",
+      "jaxpeft",
+      "export",
+      "--ckpt={tmp}/run",
+      "--format=peft",
+      "--out={tmp}/o",
+      "--rank=-3",
+    ],
+    "--rank -3",
+  ),
+  "no out dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}/x/y.json"], "/x"),
+  "corrupt model": (
+    ["train.py", C, "--config.model.source={tmp}/model"],
+    "cannot read",
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+  """A directory of bad things."""
+  sys.path.insert(0, str(ROOT))
+  from jaxpeft import assets, config
+
+  tmp = tmp_path_factory.mktemp("bad")
+  (tmp / "bad.jsonl").write_text(BAD_ROW)
+  (tmp / "empty.jsonl").write_text("\n")
+  (tmp / "good.jsonl").write_text(BAD_ROW.split("\n")[0] + "\n")
+  start = "from jaxpeft import config\n\ndef get_config():\n  c = config.base()\n"
+  lora = '  c.adapt.{} = dict(name="LoRA", match="{}"{})\n'
+  one = lora.format("a", ".*/attn/.*", "")
+  for name, text in {
+    "two": one + lora.format("b", ".*/q", ""),
+    "option": lora.format("a", ".*/q", ", rang=3"),
+    "none": "",
+    "typo": one + "  c.train.stepz = 5\n",
+    "type": lora.format("a", ".*/q", ', rank="8"'),
+  }.items():
+    (tmp / f"{name}.py").write_text(f"{start}{text}  return c\n")
+  (tmp / "run").mkdir()
+  c = config.base()
+  c.adapt.main = dict(name="LoRA", match=".*/q")
+  (tmp / "run" / "config.json").write_text(json.dumps(config.to_json(c)))
+  for name, data in (("list", b"[]"), ("bytes", b"\xff\xfe")):
+    (tmp / name).mkdir()
+    (tmp / name / "config.json").write_bytes(data)
+  (tmp / "model").mkdir()
+  for file in assets.TINY.iterdir():
+    (tmp / "model" / file.name).write_bytes(file.read_bytes()[:100_000])
+  return tmp
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_line_and_status_2(name, tmp, tmp_path):
+  words, says = CASES[name]
+  words = [word.replace("{tmp}", str(tmp)) for word in words]
+  if words[0] == "train.py" and not any("--workdir" in word for word in words):
+    words.append(f"--workdir={tmp_path}/new")
+  got = subprocess.run(
+    [sys.executable, *words], capture_output=True, text=True, cwd=ROOT
+  )
+  assert got.returncode == 2, got.stderr[-2000:]
+  line = got.stderr.strip().split("\n")[-1]
+  assert line.startswith("error: "), got.stderr[-2000:]
+  assert says in line
+  assert "Traceback" not in got.stderr
+  assert not (tmp_path / "new").exists(), "nothing is written before the input is good"
+
+
+def test_a_run_older_than_an_option_has_its_default(tmp_path):
+  from jaxpeft import config
+  from jaxpeft.training import workdir as workdirs
+
+  workdirs.prepare(tmp_path, config.base())
+  file = tmp_path / "config.json"
+  old = json.loads(file.read_text())
+  del old["eval"]["limit"], old["mesh"]
+  file.write_text(json.dumps(old))
+  read = workdirs.read_config(tmp_path)
+  assert read.eval.limit == config.base().eval.limit
+  assert read.mesh.fsdp == -1
+  workdirs.prepare(tmp_path, config.base())  # and is no other run
+
+
+def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path):
+  from jaxpeft import config
+  from jaxpeft.training import workdir as workdirs
+
+  with open(tmp_path / ".lock", "w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another process trains in"):
+      workdirs.prepare(tmp_path, config.base())
+  workdirs.prepare(tmp_path, config.base())
+  workdirs.prepare(tmp_path, config.base())  # this one has it

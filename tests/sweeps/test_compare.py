@@ -1,0 +1,160 @@
+"""python -m jaxpeft compare."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxpeft.errors import InputError
+from jaxpeft.sweeps import compare
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHORT = [
+  "--config.train.steps=2",
+  "--config.eval.limit=8",
+  "--config.eval.loss_limit=16",
+  "--config.eval.max_new_tokens=4",
+  "--config.eval.batch_size=8",
+]
+
+
+def run(out, *more):
+  """The command, as a user runs it."""
+  configs = f"{ROOT}/configs/lora.py,{ROOT}/configs/ia3.py"
+  command = [sys.executable, "-m", "jaxpeft", "compare", f"--configs={configs}"]
+  command += ["--seeds=2", "--times=1,2", f"--out={out}", *SHORT, *more]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  return subprocess.run(command, capture_output=True, text=True, cwd=out, env=env)
+
+
+@pytest.mark.slow
+def test_a_comparison_is_complete_and_goes_on_where_it_was(tmp_path):
+  first = run(tmp_path)
+  assert first.returncode == 0, first.stderr[-2000:]
+  raw = [
+    json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()
+  ]
+  assert len(raw) == 2 * (2 + 1)
+  for name in ("lora", "ia3"):
+    own = [r for r in raw if r["name"] == name]
+    best = min((r for r in own if r["seed"] == 0), key=lambda r: r["eval_loss"])
+    assert {r["lr"] for r in own if r["seed"] == 1} == {best["lr"]}
+    assert f"| {name} | {best['trainable_parameters']:,} |" in first.stdout
+  assert (tmp_path / "pareto.png").stat().st_size > 5000
+  before = (tmp_path / "runs.jsonl").read_text()
+  again = run(tmp_path)
+  assert again.returncode == 0
+  assert again.stdout == first.stdout
+  assert (tmp_path / "runs.jsonl").read_text() == before
+  other = run(tmp_path, "--config.train.batch_size=4")
+  assert other.returncode == 2
+  assert "another config" in other.stderr
+
+
+def test_summary_is_the_mean_with_the_interval_of_the_problems():
+  final = dict(
+    trainable_parameters=10,
+    adapter_bytes=40,
+    peak_memory_bytes=2**20,
+    problems=200,
+    tokens_per_s=100.0,
+    lr=0.1,
+  )
+  runs = [final | dict(accuracy=a) for a in (0.5, 0.6, 0.7)]
+  row = compare._summary("x", runs, 3.0, [0.3, 1, 3])
+  assert row["accuracy"] == pytest.approx(0.6)
+  assert row["range"] == (0.5, 0.7)
+  assert row["edge"]
+  # statsmodels' proportion_confint(120, 200, method="wilson")
+  assert row["interval"] == pytest.approx((0.53085, 0.66541), abs=1e-4)
+  assert "60.0% | 53.1% to 66.5% | 50.0% to 70.0%" in compare.table([row])
+
+
+def test_a_learning_rate_that_diverges_is_the_worst_of_the_grid(tmp_path, monkeypatch):
+  monkeypatch.setattr(compare, "TRAIN", tmp_path / "train.py")
+  # A stand-in for train.py: diverges at the largest learning rate.
+  (tmp_path / "train.py").write_text("""
+import json, pathlib, sys
+args = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+out = pathlib.Path(args["workdir"]); out.mkdir(parents=True, exist_ok=True)
+lr = float(args["config.optim.lr"])
+line = dict(step=1, not_finite=0) if lr > 0.05 else dict(
+  step=2, final=True, accuracy=0.5, problems=8, eval_loss=lr, adapter_bytes=4,
+  trainable_parameters=1, peak_memory_bytes=1)
+(out / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+sys.exit(2 if lr > 0.05 else 0)
+""")
+  config = str(ROOT / "configs" / "lora.py")  # its own lr is 1e-2
+  text = compare.compare([config], 2, [1.0, 10.0], tmp_path / "out", [])
+  assert "| lora | 1 | 50.0% |" in text
+  with pytest.raises(InputError, match="diverged at every"):
+    compare.compare([config], 1, [10.0], tmp_path / "two", [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_run_saves_before_a_comparison_ends(number, tmp_path):
+  # A stand-in for train.py: asked to end, it takes a second to save.
+  (tmp_path / "train.py").write_text("""
+import pathlib, signal, time
+stop = []
+for number in (signal.SIGTERM, signal.SIGINT):
+  signal.signal(number, lambda *_: stop.append(1))
+here = pathlib.Path(__file__).parent
+(here / "started").touch()
+while not stop:
+  time.sleep(0.05)
+time.sleep(1)
+(here / "saved").touch()
+raise SystemExit(143)
+""")
+  (tmp_path / "main.py").write_text(f"""
+import pathlib, signal
+from jaxpeft import cli
+from jaxpeft.sweeps import compare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+compare.TRAIN = pathlib.Path({str(tmp_path / "train.py")!r})
+with cli.one_clear_line():
+  compare.compare([{str(ROOT / "configs" / "lora.py")!r}], 1, [1.0], "out", [])
+""")
+  process = subprocess.Popen(
+    [sys.executable, "main.py"],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not (tmp_path / "started").exists():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  process.send_signal(number)
+  _, said = process.communicate(timeout=120)
+  assert (tmp_path / "saved").exists()
+  assert process.returncode == (130 if number == signal.SIGINT else 2), said
+  assert "run the same command to go on" in said.lower()
+
+
+@pytest.mark.parametrize(
+  ("configs", "seeds", "times", "message"),
+  [
+    (["none.py"], 1, [1.0], "cannot read the config"),
+    (["a/x.py", "b/x.py"], 1, [1.0], "same name"),
+    (["configs/lora.py"], 0, [1.0], "must be positive"),
+    (["configs/lora.py"], 1, [0.0], "must be positive"),
+    (["configs/lora.py"], 1, [float("nan")], "must be positive"),
+    ([], 1, [1.0], "names no file"),
+  ],
+)
+def test_bad_comparisons_are_refused(configs, seeds, times, message, tmp_path):
+  with pytest.raises(InputError, match=message):
+    compare.compare(configs, seeds, times, tmp_path, [])
+
+
+def test_what_has_no_accuracy_is_refused_before_it_is_trained(tmp_path):
+  extra = ["--config.eval.task="]
+  with pytest.raises(InputError, match="no accuracy to compare"):
+    compare.compare(["configs/lora.py"], 1, [1.0], tmp_path, extra)
