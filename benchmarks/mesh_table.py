@@ -47,7 +47,7 @@ def main(_):
   if f.scaling:
     print("LLaMA2-7B, QLoRA r=16, 2 rows of 2,048 tokens for each chip, fsdp")
     made = configure("llama2-7b", LORA, "nf4", 2, 2048, "segments", {})
-    print(table.table(table.of({"": made}, SCALING)))
+    print(table.table(table.plans({"": made}, SCALING)))
     return
   for target, shape, adapter, quantize, rows, tokens, remat, mesh in TABLE:
     if target == f.target:

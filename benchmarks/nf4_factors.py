@@ -88,7 +88,7 @@ def embedded():
 
 def trained(directory: str):
   """(adapter, base's weight, theta) of each layer that a run adapted."""
-  base = adapters.nodes(experiment.base(workdirs.read_config(directory)).params)
+  base = adapters.nodes(experiment.read_base(workdirs.read_config(directory)).params)
   for path, node in adapters.nodes(experiment.load_run(directory).params).items():
     if adapters.is_adapted(node):
       for i, w in enumerate(base[path]):

@@ -8,11 +8,10 @@ the machine's cores, so that more of them cannot be faster, and have collectives
 beside; `step` is all of that, from one step's end to the next. The program's own part
 is in CPU milliseconds of its thread, which the devices' threads cannot lengthen:
 
-  batch     packed rows as arrays of microbatches (`data.batches`, `training.split`)
-  place     `sharding.place_batch`
-  dispatch  the compiled step, from call to return
-  sync      the metrics as Python numbers, when the step is done
-  own       the sum of these
+  batch     packed rows as arrays of microbatches (`data.batches`,
+  `training.step.split`) place     `sharding.place_batch` dispatch  the compiled step,
+  from call to return sync      the metrics as Python numbers, when the step is done own
+  the sum of these
 
 `empty` is the time from call to results of a program with the step's arguments and
 results that computes nothing, JAX's own threads included. Each figure is from processes
@@ -39,21 +38,16 @@ def prepare(axis: str, count: int):
 
   from jaxpeft import config, experiment
   from jaxpeft.parallel import sharding
-  from jaxpeft.training import optimizer
-  from jaxpeft.training import step as training
 
   c = config.base()
   c.adapt.main = dict(name="LoRA", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0)
   c.train.batch_size = 8
   experiment.enter_mesh(sharding.mesh(**(dict(data=1, fsdp=1) | {axis: count})))
-  base = experiment.base(c)
-  data = experiment.data(c, base)
-  tx, _ = optimizer.make(c.train.steps, **c.optim)
-  run = experiment.adapt(c, base, data.batches)
-  state = training.init_state(run.trainable, tx)
-  first = sharding.place_batch(training.split(data.batches[0], c.train.accumulate))
-  step = training.make_step(run.model.transformer, tx)
-  lowered = step.lower(state, run.frozen, first)
+  exp = experiment.make(c)
+  state = exp.state
+  first = sharding.place_batch(exp.batch(0))
+  step = exp.make_step()
+  lowered = step.lower(state, exp.frozen, first)
   names = lowered.out_info[1]
 
   def empty(state, frozen, batch):
@@ -62,8 +56,8 @@ def prepare(axis: str, count: int):
     return same, dict.fromkeys(names, same.step)
 
   empty = jax.jit(empty, donate_argnums=0, keep_unused=True)
-  empty = empty.lower(state, run.frozen, first).compile()
-  return data.batches, lowered.compile(), empty, state, run.frozen
+  empty = empty.lower(state, exp.frozen, first).compile()
+  return exp.data.batches, lowered.compile(), empty, state, exp.frozen
 
 
 def measure(axis: str, count: int, steps: int) -> dict:

@@ -19,13 +19,10 @@ import time
 
 import jax
 
-from jaxpeft import console, experiment, tree
+from jaxpeft import console, experiment
 from jaxpeft.config import base as default_config
 from jaxpeft.evaluation import evaluate
-from jaxpeft.generation import decode
 from jaxpeft.objectives import token_selection
-from jaxpeft.training import optimizer
-from jaxpeft.training import step as training
 
 ROUNDS, ROWS = 9, 8
 EQUAL = ("steps", "seconds")
@@ -45,32 +42,26 @@ class Learner:
 
   def __init__(self, model, fraction: float, choose: str, seed: int, steps: int):
     self.config = configure(seed)
-    tx, _ = optimizer.make(steps, **self.config.optim)
-    self.data = experiment.data(self.config, model)
-    self.run = experiment.adapt(self.config, model)
-    selection = token_selection.Selection(fraction, choose)
-    self.step_fn = training.make_step(model.transformer, tx, 0.0, seed, selection)
-    self.state = training.init_state(self.run.trainable, tx)
-    self.taken = 0
+    self.config.train.steps = steps
+    self.config.tokens.fraction, self.config.tokens.choose = fraction, choose
+    prepared = experiment.prepare(self.config, model)
+    self.exp = experiment.make(self.config, prepared)
+    self.step_fn, self.state, self.taken = self.exp.make_step(), self.exp.state, 0
 
   def step(self) -> float:
     """Takes one; its seconds."""
-    batch = training.split(self.data.batches[self.taken], 1)
+    batch = self.exp.batch(self.taken)
     clock = time.perf_counter()
-    self.state, metrics = self.step_fn(self.state, self.run.frozen, batch)
+    self.state, metrics = self.step_fn(self.state, self.exp.frozen, batch)
     jax.block_until_ready(metrics)
     self.taken += 1
     return time.perf_counter() - clock
 
   def accuracy(self) -> float:
     """On the held-out problems."""
-    e = self.config.eval
-    params = tree.combine(self.state.trainable, self.run.frozen)
-    return evaluate.answers(
-      self.run.model.replace(params=params), self.data.problems, e.task,
-      batch_size=e.batch_size, max_new_tokens=e.max_new_tokens, seed=0,
-      sampling=decode.Sampling(0.0, 0, 1.0), label="",
-    ).accuracy[e.answer]  # fmt: skip
+    e, tuned = self.config.eval, self.exp.adapted(self.state.trainable)
+    ask = experiment.ask(self.config, tuned, label="")
+    return evaluate.answers(ask, self.exp.data.problems, e.task).accuracy[e.answer]
 
 
 def times_of_a_step(model, fractions, choose) -> dict[float, float]:
@@ -141,7 +132,7 @@ def main():
   parser.add_argument("--out", type=pathlib.Path, default="runs/token_learning")
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
-  model = experiment.base(configure(0))
+  model = experiment.read_base(configure(0))
   ratios = times_of_a_step(model, args.fractions, args.choose)
   print(f"{os.cpu_count()} cores, {args.seeds} seeds, {args.choose} tokens", flush=True)
   runs = []

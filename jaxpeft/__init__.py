@@ -38,8 +38,8 @@ if TYPE_CHECKING:
   from jaxpeft.experiment import load_run
   from jaxpeft.export.save import load_adapter, save_adapter, save_hf
   from jaxpeft.model import Model, load, shapes
+  from jaxpeft.objectives.gradients import gradients
   from jaxpeft.parallel.sharding import mesh
-  from jaxpeft.training.step import gradients
   from jaxpeft.transformer.config import ModelConfig
   from jaxpeft.transformer.decoder import Transformer
   from jaxpeft.transformer.shapes import SHAPES
@@ -53,7 +53,7 @@ _MODULES = {
   "export.save": "load_adapter save_adapter save_hf",
   "model": "Model load shapes",
   "parallel.sharding": "mesh",
-  "training.step": "gradients",
+  "objectives.gradients": "gradients",
   "transformer.config": "ModelConfig",
   "transformer.decoder": "Transformer",
   "transformer.shapes": "SHAPES",

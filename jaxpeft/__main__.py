@@ -1,6 +1,7 @@
-"""python -m jaxpeft doctor | memory | export | compare | launch"""
+"""python -m jaxpeft list | doctor | memory | export | compare | launch"""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
@@ -23,7 +24,6 @@ _CORE = (
   "flax",
   "optax",
   "orbax-checkpoint",
-  "grain",
   "numpy",
   "safetensors",
   "tokenizers",
@@ -57,8 +57,39 @@ def doctor(_):
       print(f"  {name:<18} missing {use}")
 
 
+def listing(_):
+  """Lists methods, objectives, tasks, configs and model shapes."""
+  from jaxpeft import adapters, objectives
+  from jaxpeft.evaluation import tasks
+  from jaxpeft.transformer.remat import REMAT
+  from jaxpeft.transformer.shapes import SHAPES
+
+  def first_line(thing) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+  print("methods (config.adapt.NAME.name)")
+  for name, method in adapters.METHODS.items():
+    fields = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(method))
+    print(f"  {name:<10}{first_line(method)}\n  {'':<10}{fields}")
+  print("objectives (config.objective.name)")
+  for name in objectives.OBJECTIVES:
+    print(f"  {name}")
+  print("tasks (config.eval.task)")
+  for name, task in tasks.TASKS.items():
+    print(f"  {name:<10}{first_line(task)}")
+  print("rematerialization (config.model.remat): what the backward pass keeps")
+  for name, text in REMAT.items():
+    print(f"  {name:<10}{text}")
+  print("model shapes (config.model.source=init:SHAPE)")
+  print("  " + ", ".join(SHAPES))
+  folder = pathlib.Path(__file__).parents[1] / "configs"
+  if folder.is_dir():
+    print("configs (--config=configs/NAME.py)")
+    print("  " + ", ".join(sorted(path.stem for path in folder.glob("*.py"))))
+
+
 def export(args):
-  """Writes a run's model or adapter for others, once it is found to be the same."""
+  """Writes a run's model or adapter for others, and checks that it gives the same."""
   from jaxpeft import console, experiment
   from jaxpeft.export import verify
   from jaxpeft.parallel import distributed, sharding
@@ -73,7 +104,7 @@ def export(args):
 
 
 def memory(args):
-  """Compiles a run's training step, weights not read, and prints what it needs."""
+  """Compiles a run's training step without its weights; prints the memory it needs."""
   from jaxpeft.planning import search, table, targets
 
   names = args.target.split(",")
@@ -92,7 +123,7 @@ def memory(args):
     print(f"at most {size} {args.over} fit {args.fit}\n{plan}")
     found = {f"{size} {args.over}": plan}
   else:
-    found = table.of(configs, names, lambda text: print(text, file=sys.stderr))
+    found = table.plans(configs, names, lambda text: print(text, file=sys.stderr))
     print(next(iter(found.values())) if one else table.table(found))
   if args.plot:
     table.plot(found, args.plot)
@@ -100,7 +131,7 @@ def memory(args):
 
 
 def compare(args):
-  """Trains configs with an equal tuning budget; a table and a plot."""
+  """Trains several configs with an equal tuning budget; writes a table and a plot."""
   from jaxpeft.sweeps import compare as comparison
 
   if any(not word.startswith("--config.") for word in args.rest):
@@ -128,6 +159,7 @@ def main():
   parser = argparse.ArgumentParser(prog="python -m jaxpeft")
   commands = parser.add_subparsers(required=True)
   commands.add_parser("doctor", help=doctor.__doc__).set_defaults(run=doctor)
+  commands.add_parser("list", help=listing.__doc__).set_defaults(run=listing)
   out = commands.add_parser("export", help=export.__doc__)
   out.add_argument("--ckpt", required=True, help="a run's directory")
   out.add_argument("--format", choices=("hf", "peft"), default="hf")
@@ -166,14 +198,16 @@ def main():
     "--out", default="runs/compare", help="directory of runs and result"
   )
   many.set_defaults(run=compare)
-  gang = commands.add_parser("launch", help=launch.__doc__)
-  gang.add_argument("-n", type=int, default=1, help="processes")
-  gang.add_argument("--max-restarts", type=int, default=0, help="of all, after a crash")
-  gang.add_argument(
+  group = commands.add_parser("launch", help=launch.__doc__)
+  group.add_argument("-n", type=int, default=1, help="processes")
+  group.add_argument(
+    "--max-restarts", type=int, default=0, help="of all, after a crash"
+  )
+  group.add_argument(
     "--devices-per-process", type=int, help="CPU devices for each, and no others"
   )
-  gang.add_argument("command", nargs=argparse.REMAINDER, help="-- python train.py ...")
-  gang.set_defaults(run=launch)
+  group.add_argument("command", nargs=argparse.REMAINDER, help="-- python train.py ...")
+  group.set_defaults(run=launch)
   args, rest = parser.parse_known_args()
   args.rest = rest
   if rest and args.run not in (compare, memory):

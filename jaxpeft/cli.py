@@ -1,18 +1,34 @@
-"""What the commands share: flags, one clear line for bad input, exit status 2."""
+"""What the commands share: flags, help, one clear line for bad input, exit status 2."""
 
 import contextlib
 import sys
 
 from absl import flags
 
+from jaxpeft import config
 from jaxpeft.errors import InputError
+
+_EXAMPLES = """examples:
+  python train.py --config=configs/svft_banded.py
+  python train.py --config=configs/lora.py --workdir=runs/mine --config.optim.lr=3e-3 \\
+      --config.model.source=/path/or/hub-id --config.data.train=train.jsonl
+  python eval.py --ckpt=runs/svft_banded --out=answers.json
+
+more commands (python -m jaxpeft COMMAND --help):
+  list      methods, objectives, tasks, configs and model shapes
+  doctor    backend, devices, versions, and which optional parts are missing
+  memory    the memory that a run needs, compiled for a device that need not be there
+  export    a run's merged model, or its adapter in PEFT's format
+  compare   several configs with an equal tuning budget: a table and a plot
+  launch    one run as several processes of this machine"""
 
 
 @contextlib.contextmanager
 def one_clear_line():
-  """Turns InputError, and what the system refuses, into a line and exit status 2.
+  """Turns InputError, and what the system refuses, into one line and exit status 2.
 
-  With several processes, whatever is raised ends this one at once: `distributed.end`.
+  If there are several processes, any exception ends this one at once; see
+  `distributed.end`.
   """
   try:
     yield
@@ -29,19 +45,43 @@ def one_clear_line():
     raise
 
 
+def help_first(argv: list[str], about: str) -> list[str]:
+  """`argv`, unless it asks for help: then prints all flags and options, and exits."""
+  if not {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
+    return argv
+  print(f"{about.strip()}\n\nflags:")
+  skipped = ("absl", "tensorflow", "ml_collections")
+  for module, found in sorted(flags.FLAGS.flags_by_module_dict().items()):
+    if not module.startswith(skipped):
+      for flag in found:
+        default = "" if flag.default is None else f" (default {flag.default})"
+        print(f"  --{flag.name:<18}{flag.help}{default}")
+  print(
+    "\noptions of a run (--config.KEY=VALUE; a config file is a diff against these):"
+  )
+  for key, default, comment in config.options():
+    value = "" if default is None else f"--config.{key}={default}"
+    line = f"  {value:<42}# {comment}" if value else f"\n  {key}: {comment}"
+    print(line)
+  print(f"\n{_EXAMPLES}")
+  sys.exit(0)
+
+
 def process_flags():
   """Declares --coordinator, --num_processes and --process_id, for `join`."""
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if there are more.")
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, if there are several."
+  )
   flags.DEFINE_integer("num_processes", None, "How many; 1 also ignores a cluster.")
-  flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+  flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
 def join(parsed, config):
   """Joins the other processes of this run, if there are any.
 
   Args:
-    parsed: the flags, of `process_flags`.
-    config: of the run, for its `processes`.
+    parsed: the parsed flags that `process_flags` declares.
+    config: config of the run, for its `processes` section.
   Raises:
     InputError: if the flags, or the environment, do not say enough.
   """

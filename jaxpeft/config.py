@@ -1,91 +1,99 @@
-"""Every option, its default, its unit. Nothing else has defaults.
+"""Every option of a run, with its default, its unit and a comment.
 
-A file in configs/ is a diff against `base()`, and so is the command line:
-`--config.optim.lr=1e-3`.
+Nothing else has defaults: a file in configs/ is a diff against `base()`, and so is the
+command line (`--config.optim.lr=1e-3`). `--help` prints this file's keys and comments.
 """
 
+import inspect
 import json
+import re
+from typing import NamedTuple
 
 from ml_collections import config_dict
 
 
 def base() -> config_dict.ConfigDict:
-  """The default run: the embedded toy model on two-step problems, no adapter yet."""
+  """The default run: the embedded toy on two-step problems, without an adapter."""
   optional = config_dict.placeholder
   c = config_dict.ConfigDict()
-  c.seed = 0  # of initialization, data order and sampling
+  c.seed = 0  # seed of initialization, data order and sampling
 
-  c.model = config_dict.ConfigDict()
-  c.model.source = (
-    "embedded"  # or a directory, hub id "org/name[@revision]", "init:SHAPE"
-  )
-  c.model.dtype = "float32"  # of the frozen weights and the matmuls; or "bfloat16"
-  c.model.quantize = ""  # or "nf4": 4 bits for every projection, as QLoRA has it
-  c.model.groups = ()  # layers per scan, e.g. (24, 8); () is all in one
-  c.model.remat = "products"  # what is kept: layers.REMAT; "a,b" for two groups
+  c.model = config_dict.ConfigDict()  # the base model
+  c.model.source = "embedded"  # or a directory, a hub id org/name, or init:SHAPE
+  c.model.dtype = "float32"  # dtype of frozen weights and matmuls; or "bfloat16"
+  c.model.quantize = ""  # "nf4" holds every projection in 4 bits, as QLoRA does
+  c.model.groups = ()  # layers per scan, e.g. (24, 8); () is one scan over all
+  c.model.remat = "products"  # what the backward pass keeps; "a,b" for two groups
 
-  # name -> {name: a method, match: regex of whole paths, and the method's options}
-  c.adapt = config_dict.ConfigDict()
+  c.adapt = config_dict.ConfigDict()  # NAME -> name: method, match: regex, its options
 
-  c.data = config_dict.ConfigDict()
+  c.objective = config_dict.ConfigDict()  # what is trained on what
+  c.objective.name = "supervised"  # a name in jaxpeft.objectives.OBJECTIVES
+
+  c.data = config_dict.ConfigDict()  # training and held-out data
   c.data.train = "embedded:two_step/train"  # or a JSONL file
   c.data.eval = "embedded:two_step/test"  # or a JSONL file; "" for none
-  c.data.limit = optional(int)  # examples of the training data; None is all
-  c.data.max_tokens = 192  # per row; longer examples are cut, and reported
-  c.data.pack = True  # several examples to a row, which do not see each other
-  c.data.loss_on = "completion"  # or "all"
+  c.data.limit = optional(int)  # training examples to use; None is all
+  c.data.max_tokens = 192  # tokens per row; longer examples are cut, and reported
+  c.data.pack = True  # put several examples in a row; they do not see each other
+  c.data.loss_on = "completion"  # supervised tokens; or "all"
 
-  c.train = config_dict.ConfigDict()
+  c.train = config_dict.ConfigDict()  # the training loop
   c.train.steps = 200  # optimizer steps
   c.train.batch_size = 16  # rows per optimizer step
-  c.train.accumulate = 1  # microbatches that a step is computed in
+  c.train.accumulate = 1  # microbatches that a step is split into
   c.train.neftune = 0.0  # alpha of the noise on embeddings; 0 is none
-  c.train.log_every = 10  # steps
-  c.train.eval_every = 100  # steps; 0 is never
-  c.train.save_every = 100  # steps
-  c.train.keep_best = True  # the adapter with the least held-out loss, not the last
-  c.train.patience = 0  # evaluations without improvement before stopping; 0 is never
+  c.train.log_every = 10  # steps between log lines
+  c.train.eval_every = 100  # steps between held-out losses; 0 is only at the end
+  c.train.save_every = 100  # steps between checkpoints; 0 is only at the end
+  c.train.keep_best = (
+    True  # keep the adapter with the least held-out loss, not the last
+  )
+  c.train.patience = 0  # held-out losses without improvement before stopping; 0 is off
 
-  c.mesh = config_dict.ConfigDict()  # of devices; see sharding. -1, once, is the rest
-  c.mesh.data = 1  # copies of the weights, each for a part of the rows
-  c.mesh.fsdp = -1  # pieces of every weight, gathered layer by layer; cuts rows, too
+  c.mesh = config_dict.ConfigDict()  # sizes of the device mesh; -1, once, is the rest
+  c.mesh.data = 1  # copies of the weights; the batch's rows are split among them
+  c.mesh.fsdp = -1  # pieces of every weight, gathered layer by layer; splits rows, too
   c.mesh.tensor = 1  # pieces of heads, feed-forward and vocabulary
-  c.mesh.sequence = False  # whether `tensor` cuts tokens between layers, too
+  c.mesh.sequence = False  # let `tensor` also split the tokens between layers
 
-  c.processes = config_dict.ConfigDict()  # where a run has several; see distributed
-  c.processes.heartbeat_s = 45  # of silence, after which one is dead and all end
-  c.processes.start_s = 600  # for the last one to come up
-  c.processes.wait_s = 900  # for the last one to compile, to save, ...
-  c.processes.end_s = 300  # for the last one to finish
+  c.processes = config_dict.ConfigDict()  # time limits of a run of several processes
+  c.processes.heartbeat_s = (
+    45  # seconds of silence after which a process counts as dead
+  )
+  c.processes.start_s = 600  # seconds to wait for the last process to start
+  c.processes.wait_s = 900  # seconds to wait for the last process to compile or save
+  c.processes.end_s = 300  # seconds to wait for the last process to finish
 
-  c.tokens = config_dict.ConfigDict()  # which carry gradient; see tokens.Selection
-  c.tokens.fraction = 1.0  # of a row's; 1 is all
+  c.tokens = config_dict.ConfigDict()  # token selection: which tokens carry gradient
+  c.tokens.fraction = 1.0  # share of a row's tokens; 1 is all
   c.tokens.choose = "random"  # or "completion", "prefix", "loss", "attention"
-  c.tokens.always = 1  # first tokens of every example, chosen before all others
-  c.tokens.reweigh = False  # rows weigh by all their supervised tokens
+  c.tokens.always = 1  # first tokens of every example that are always chosen
+  c.tokens.reweigh = False  # weigh rows by all their supervised tokens
 
-  c.optim = config_dict.ConfigDict()
-  c.optim.name = "adamw"  # any in optax or optax.contrib
-  c.optim.lr = 1e-3
-  c.optim.schedule = "cosine"  # or "linear", "constant"; after the warm-up
-  c.optim.warmup = 0.05  # of all steps
-  c.optim.final_lr = 0.0  # of lr, when all steps are done
-  c.optim.clip_norm = 1.0  # of the whole gradient; 0 is never
-  c.optim.weight_decay = 0.0
-  c.optim.options = config_dict.ConfigDict()  # further ones of that optimizer
-  # name -> {match: regex of whole paths of trained leaves, times: of lr}, e.g. LoRA+
-  c.optim.groups = config_dict.ConfigDict()
-  c.optim.precondition = ""  # or "scaled_gd" (NoRA+): of gradients, before clipping
+  c.optim = config_dict.ConfigDict()  # the optimizer
+  c.optim.name = "adamw"  # any optimizer in optax or optax.contrib
+  c.optim.lr = 1e-3  # peak learning rate
+  c.optim.schedule = "cosine"  # after the warm-up; or "linear", "constant"
+  c.optim.warmup = 0.05  # share of all steps
+  c.optim.final_lr = 0.0  # share of the peak at the last step
+  c.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0 is off
+  c.optim.weight_decay = 0.0  # where the optimizer has one
+  c.optim.options = config_dict.ConfigDict()  # further options of that optimizer
+  c.optim.groups = (
+    config_dict.ConfigDict()
+  )  # NAME -> match: regex of leaves, times: of lr
+  c.optim.precondition = ""  # "scaled_gd" (NoRA+) rescales gradients before clipping
 
-  c.eval = config_dict.ConfigDict()
-  c.eval.task = "gsm8k"  # how prompts are made and answers scored; "" for the loss only
+  c.eval = config_dict.ConfigDict()  # evaluation, before and after training
+  c.eval.task = "gsm8k"  # how problems are asked and scored; "" for the loss only
   c.eval.limit = 200  # problems; 0 is all
   c.eval.loss_limit = 256  # examples of the held-out loss; 0 is all
   c.eval.batch_size = 100  # prompts decoded at once
-  c.eval.max_new_tokens = 96
+  c.eval.max_new_tokens = 96  # the most new tokens of an answer
   c.eval.temperature = 0.0  # 0 is greedy
-  c.eval.top_k = 0  # 0 is off
-  c.eval.top_p = 1.0
+  c.eval.top_k = 0  # draw among the k likeliest tokens; 0 is off
+  c.eval.top_p = 1.0  # draw among the likeliest tokens of this probability; 1 is off
   c.eval.answer = "strict"  # accuracy by "strict" (#### N) or "flexible" match
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()
@@ -94,13 +102,35 @@ def base() -> config_dict.ConfigDict:
   return c
 
 
+class Option(NamedTuple):
+  """One key of the config, for `--help`."""
+
+  key: str  # e.g. train.steps; a section if default is None
+  default: str | None  # as written in `base`
+  comment: str
+
+
+def options() -> list[Option]:
+  """Every key of `base` with its default and its comment, in order."""
+  section = r"  c\.([\w.]+) = config_dict\.ConfigDict\(\)  # (.*)"
+  value = r"  c\.([\w.]+) = (.*?)  # (.*)"
+  found = []
+  for line in inspect.getsource(base).splitlines():
+    if match := re.fullmatch(section, line):
+      found.append(Option(match[1], None, match[2]))
+    elif match := re.fullmatch(value, line):
+      default = "None" if match[2].startswith("optional") else match[2]
+      found.append(Option(match[1], default, match[3]))
+  return found
+
+
 def to_json(config) -> dict:
   """The config as plain values."""
   return json.loads(config.to_json_best_effort())
 
 
 def filled(values: dict) -> dict:
-  """A saved config, with the defaults of keys and sections that are newer than it."""
+  """A saved config, with defaults for the keys that it is too old to have."""
   return _over(to_json(base()), values)
 
 

@@ -1,58 +1,68 @@
-"""From a config to everything a run needs: shared by train, eval, notebooks and CLI."""
+"""From a config to everything that a run needs: the one place that assembles it.
+
+`prepare` checks the options and reads model and data; `make` adapts the model and
+builds the optimizer's state; `abstract` is the same assembly on shapes, for planning.
+train.py, eval.py, exports, notebooks and benchmarks all start here.
+"""
 
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpeft import adapters, console, model, tree
+from jaxpeft import adapters, console, model, objectives, options, run_data, tree
 from jaxpeft.checkpoints import adapter as adapter_files
-from jaxpeft.data import batches, encode, sources
-from jaxpeft.errors import InputError, unknown
-from jaxpeft.evaluation import tasks
+from jaxpeft.errors import InputError
+from jaxpeft.generation.ask import LocalAsk
+from jaxpeft.objectives.gradients import gradients
 from jaxpeft.parallel import sharding
-from jaxpeft.training import step as training
-from jaxpeft.training import workdir as workdirs
-
-# The least value of options that are counts.
-_LEAST = (
-  ("train", "steps", 1),
-  ("train", "batch_size", 1),
-  ("train", "accumulate", 1),
-  ("train", "log_every", 1),
-  ("train", "eval_every", 0),
-  ("train", "save_every", 0),
-  ("train", "patience", 0),
-  ("train", "neftune", 0),
-  ("data", "limit", 1),
-  ("data", "max_tokens", 2),
-  ("eval", "limit", 0),
-  ("eval", "loss_limit", 0),
-  ("eval", "batch_size", 1),
-  ("eval", "max_new_tokens", 1),
-)
+from jaxpeft.quantization import nf4
+from jaxpeft.run_data import Data
+from jaxpeft.training import optimizer, step, workdir
 
 
-class Run(NamedTuple):
-  """An adapted model, split for training."""
+class Prepared(NamedTuple):
+  """A run whose options, model and data are good; nothing is written or adapted yet."""
 
-  model: model.Model  # its params are adapted
-  trainable: Any  # the two partitions of those params
-  frozen: Any
+  objective: objectives.Objective
+  tx: Any  # the gradient transformation
+  rate: Any  # step -> learning rate
+  base: model.Model
+  data: Data
+
+
+class Experiment(NamedTuple):
+  """Everything that a run needs, ready for its first step."""
+
+  config: Any
+  model: model.Model  # without parameters: they are in `state` and `frozen`
+  objective: objectives.Objective
+  tx: Any  # the gradient transformation
+  rate: Any  # step -> learning rate
+  state: step.TrainState
+  frozen: Any  # the frozen partition
   meta: dict  # of the adapter's file, with the frozen partition's fingerprint
+  data: Data
 
-  def without_params(self) -> "Run":
-    """The same without the trainable start, so that its memory is free."""
-    return self._replace(trainable=None, model=self.model.replace(params=None))
+  def batch(self, number: int) -> dict:
+    """The microbatches [accumulate, B / accumulate, ...] of a step."""
+    return step.split(self.data.batches[number], self.config.train.accumulate)
 
+  def make_step(self):
+    """step(state, frozen, batch) -> (state, metrics), jitted; see `training.step`."""
+    net = self.model.transformer
+    return step.make_step(net, self.tx, self.objective, self.config.seed)
 
-class Data(NamedTuple):
-  """What a run is trained and evaluated on."""
+  def adapted(self, trainable=None) -> model.Model:
+    """The adapted model; None takes the trainable partition of `state`."""
+    trainable = self.state.trainable if trainable is None else trainable
+    return self.model.replace(params=tree.combine(trainable, self.frozen))
 
-  batches: batches.Batches
-  held_out: list[encode.Example]  # for the loss; empty if config.data.eval is ""
-  problems: list[dict]  # for the task
-  summary: list[str]
+  def save_adapter(self, directory, trainable, **more):
+    """Writes an adapter of this run; `more` is added to its metadata."""
+    stored = adapters.kept(self.frozen)
+    adapter_files.save(directory, trainable, self.meta | more, stored)
 
 
 def enter_mesh(mesh):
@@ -61,208 +71,188 @@ def enter_mesh(mesh):
     jax.set_mesh(mesh)
 
 
-def base(config) -> model.Model:
+def ask(config, tuned: model.Model, label: str = "answers") -> LocalAsk:
+  """The model as the evaluation asks it."""
+  e = config.eval
+  return LocalAsk(
+    tuned.transformer, tuned.params, tuned.tokenizer, e.max_new_tokens,
+    options.sampling(config), config.seed, e.batch_size, label,
+  )  # fmt: skip
+
+
+def prepare(config, base: model.Model | None = None) -> Prepared:
+  """Everything of a run that can fail on its options, its model or its data.
+
+  Options come first, then data, then the model, which may take minutes to read.
+
+  Args:
+    config: of the run.
+    base: its base model, if at hand; None reads it.
+  Raises:
+    InputError: options that are wrong or do not fit the model; data or a model that
+      cannot be used.
+  """
+  tx, rate = optimizer.make(config.train.steps, **config.optim)
+  options.check(config)
+  objective = objectives.from_config(config)
+  rows, held = run_data.training_rows(config), run_data.held_out_rows(config)
+  if base is None:
+    console.note(f"reading {config.model.source} ...")
+    base = read_base(config)
+  check(config, base, tx)
+  found = run_data.read(config, base, rows, held)
+  step.split(found.batches[0], config.train.accumulate)
+  return Prepared(objective, tx, rate, base, found)
+
+
+def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
+  """The run, ready for its first step.
+
+  Args:
+    config: of the run.
+    prepared: what `prepare` gave, if at hand. Drop it afterwards: it holds the base's
+      weights, some of which the adapted model may not need.
+    start: directory of an adapter of this run, for the frozen leaves that cannot be
+    made
+      again from the base; its theta is left to the caller. None starts anew.
+  """
+  objective, tx, rate, base, found = prepared or prepare(config)
+  given = found.batches if start is None else None
+  trainable, frozen, meta = _adapt(config, base, given, start)
+  state = step.init_state(trainable, tx)
+  bare = base.replace(params=None)
+  return Experiment(config, bare, objective, tx, rate, state, frozen, meta, found)
+
+
+def abstract(config, devices) -> Experiment:
+  """The run as shapes, on devices that need not be there: no weight is read.
+
+  `state` and `frozen` are shapes with shardings over a mesh of the devices, as
+  `config.mesh` lays it; the data are one empty batch, and there is no tokenizer.
+
+  Raises:
+    InputError: options that no run could have.
+  """
+  options.check(config)
+  m, t = config.model, config.train
+  net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
+  objective = objectives.from_config(config)
+  tx, rate = optimizer.make(t.steps, **config.optim)
+
+  def start():
+    params = model.init(net, 0)
+    return _assemble(config, nf4.quantize_tree(params) if m.quantize else params, tx)
+
+  state, frozen = jax.eval_shape(start)
+  empty = objective.batch([[]] * t.batch_size, config.data.max_tokens)
+  sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
+  sizes = sharding.fill(sizes, len(devices))
+  mesh = sharding.named(sizes, config.mesh.sequence, devices)
+  trees = (state, frozen)
+  if len(devices) == 1:
+    places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), trees)
+  else:
+    places = tuple(sharding.shardings(x, mesh) for x in trees)
+  state, frozen = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trees, places
+  )
+  bare = model.Model(net, None, None, m.source)  # type: ignore[arg-type]
+  found = Data([empty], [], [], [])
+  return Experiment(config, bare, objective, tx, rate, state, frozen, {}, found)
+
+
+def read_base(config) -> model.Model:
   """The model of `config.model`, not adapted, on the mesh in force."""
   return model.load(**config.model, seed=config.seed)
 
 
-def check_options(config):
-  """Refuses what is wrong whatever the model is, before one is read.
-
-  Raises:
-    InputError: counts below their least, no or unknown adapters, options that they do
-      not have, an unknown task or answer rule.
-  """
-  for section, name, least in _LEAST:
-    value = config[section][name]
-    if value is not None and not value >= least:  # so is NaN
-      raise InputError(f"{section}.{name} {value} is below {least}")
-  if not 0 <= config.seed < 2**32:
-    raise InputError(f"seed {config.seed} is not from 0 to 2**32 - 1")
-  if not adapters.from_config(config.adapt):
-    raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
-  if config.eval.task:
-    known = tasks.get(config.eval.task).RULES
-    if config.eval.answer not in known:
-      raise unknown("answer rule in eval.answer", config.eval.answer, known)
-
-
-def check(config, base_model: model.Model, tx=None):
+def check(config, base: model.Model, tx=None):
   """Refuses, before anything is written, what would only fail later.
 
   Args:
     config: of the run.
-    base_model: its base.
+    base: its base model.
     tx: its gradient transformation, which may not fit what the adapters train.
-
   Raises:
-    InputError: adapters that do not fit the model; see `check_options`, too.
+    InputError: adapters that do not fit the model, or sizes that the mesh cannot
+    divide.
   """
-  check_options(config)
   sharding.check(
-    base_model.config,
+    base.config,
     config.train.batch_size // config.train.accumulate,
     config.data.max_tokens,
     bool(config.model.quantize),
   )
-  rules = adapters.from_config(config.adapt)
-  adapters.match(base_model.params, rules)
+  adapters.match(base.params, adapters.from_config(config.adapt))
   if tx is not None:
-    jax.eval_shape(lambda p: _trainable_state(p, rules, tx), base_model.params)
+    jax.eval_shape(lambda params: _assemble(config, params, tx), base.params)
 
 
-def _trainable_state(params, rules, tx):
-  params = adapters.adapt(params, rules, jax.random.key(0), gradients={})
-  return tx.init(tree.partition(params, tree.trainable_mask(params))[0])
-
-
-def adapt(config, base_model: model.Model, batches=None, start=None) -> Run:
-  """The model adapted by `config.adapt`.
+def load_run(workdir_, config=None, base_model=None) -> model.Model:
+  """The adapted model that a finished run left: its adapter, on its base.
 
   Args:
-    config: of the run.
-    base_model: its base.
-    batches: its training batches, where a method starts from their gradients.
-    start: directory of an adapter of this run, for what is kept of its start; its theta
-      is left to the caller. Give this or `batches`.
+    workdir_: a run's directory.
+    config: its config, if parts were changed; None reads it.
+    base_model: its base, if at hand.
   Raises:
-    InputError: an adapter that does not fit; see `adapters.match`.
+    InputError: the directory is no run, the run is not finished, or its base is not the
+      one that it was trained on.
+  """
+  config = config or workdir.read_config(workdir_)
+  folder = pathlib.Path(workdir_) / "adapter"
+  if not folder.exists():
+    raise InputError(
+      f"{workdir_} has no adapter/: its training is not finished; "
+      "run the same train.py command to go on"
+    )
+  base = base_model or read_base(config)
+  like, frozen, meta = _adapt(config, base, start=folder)
+  trainable = adapter_files.load(folder, like, meta["fingerprint"])
+  return base.replace(params=tree.combine(trainable, frozen))
+
+
+def _assemble(config, params, tx):
+  """(state, frozen) of a base's params; for `jax.eval_shape`: gradients are zeros."""
+  rules = adapters.from_config(config.adapt)
+  params = adapters.adapt(params, rules, jax.random.key(0), gradients={})
+  trainable, frozen = tree.partition(params, tree.trainable_mask(params))
+  return step.init_state(trainable, tx), frozen
+
+
+def _adapt(config, base: model.Model, given=None, start=None):
+  """(trainable, frozen, meta) of a base adapted by `config.adapt`.
+
+  Args:
+    given: the run's batches, where a method starts from their gradients.
+    start: see `make`. Give this or `given`.
   """
   rules = adapters.from_config(config.adapt)
-  # Its own stream: the adapter's draws do not follow those of a random model.
+  # A stream of its own: the adapter's draws must not repeat those of a random model.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  gradients = _gradients(config, base_model, rules, batches) if batches else {}
-  params = adapters.adapt(base_model.params, rules, key, gradients)
+  found = _gradients(config, base, rules, given) if given else {}
+  params = adapters.adapt(base.params, rules, key, found)
   if start is not None:
     params = adapter_files.load_kept(start, params)
   params = sharding.place(params)
   trainable, frozen = tree.partition(params, tree.trainable_mask(params))
   mark = adapter_files.fingerprint(frozen)
   meta = adapter_files.describe(params, key, mark) | dict(base=config.model.source)
-  return Run(base_model.replace(params=params), trainable, frozen, meta)
+  return trainable, frozen, meta
 
 
-def _gradients(config, base_model, rules, batches) -> dict:
-  """Of the weights whose adapters start from them, each from as many as it says."""
-  found = adapters.match(base_model.params, rules)
+def _gradients(config, base, rules, given) -> dict:
+  """Gradients of the weights whose adapters start from them."""
+  found = adapters.match(base.params, rules)
   needy = {path: a.batches for path, a in found.items() if a.needs_gradient}
-  if not needy:
-    return {}
   out = {}
   for count in sorted(set(needy.values())):
     console.note(f"gradient of {count} batches, from which the adapter starts ...")
     micro = (
-      {k: x[i] for k, x in training.split(batches[n], config.train.accumulate).items()}
+      {k: x[i] for k, x in step.split(given[n], config.train.accumulate).items()}
       for n in range(count)
       for i in range(config.train.accumulate)
     )
     paths = [path for path in needy if needy[path] == count]
-    out |= training.gradients(base_model.transformer, base_model.params, paths, micro)
+    out |= gradients(base.transformer, base.params, paths, micro)
   return out
-
-
-def load_run(workdir, config=None, base_model=None) -> model.Model:
-  """The adapted model that a training run left: the adapter it kept, on its base.
-
-  Args:
-    workdir: a run's directory.
-    config: its config, if parts were changed; None reads it.
-    base_model: its base, if at hand.
-  Raises:
-    InputError: no run, not finished, or its base is not the one it was trained on.
-  """
-  config = config or workdirs.read_config(workdir)
-  folder = pathlib.Path(workdir) / "adapter"
-  if not folder.exists():
-    raise InputError(
-      f"{workdir} has no adapter/: its training is not finished; "
-      "run the same train.py command to go on"
-    )
-  run = adapt(config, base_model or base(config), start=folder)
-  trainable = adapter_files.load(folder, run.trainable, run.meta["fingerprint"])
-  return run.model.replace(params=tree.combine(trainable, run.frozen))
-
-
-def training_rows(config) -> list[dict]:
-  """Rows of config.data.train; read before a model is, so that errors come soon."""
-  return sources.read(config.data.train, config.data.limit)
-
-
-def held_out_rows(config) -> list[dict]:
-  """Rows of config.data.eval, [] without; those of a task are what it wants.
-
-  Raises:
-    InputError: rows that cannot be used; see `sources` and `tasks`.
-  """
-  if not config.data.eval:
-    return []
-  rows = sources.read(config.data.eval)
-  if config.eval.task:
-    for row in rows[: config.eval.limit or None]:
-      tasks.get(config.eval.task).prompt(row)
-  return rows
-
-
-def data(config, base_model: model.Model, rows=None, held=None) -> Data:
-  """Training batches, held-out examples and the task's problems.
-
-  Args:
-    config: of the run.
-    base_model: whose tokenizer it is for.
-    rows, held: of `training_rows` and `held_out_rows`; None reads them.
-  Raises:
-    InputError: data that cannot be used; see `sources` and `encode`.
-  """
-  d, tokenizer = config.data, base_model.tokenizer
-  rows = training_rows(config) if rows is None else rows
-  held = held_out_rows(config) if held is None else held
-  train = encode.encode(rows, tokenizer, d.max_tokens, d.loss_on, d.train)
-  longest = max(len(example.tokens) for example in train.examples)
-  if longest > base_model.config.max_positions:
-    raise InputError(
-      f"{d.train} has an example of {longest} tokens, the model has "
-      f"{base_model.config.max_positions} positions; lower data.max_tokens "
-      f"({d.max_tokens}) to cut it"
-    )
-  largest = max(int(example.tokens.max()) for example in train.examples)
-  if largest >= base_model.config.vocab_size:
-    raise InputError(
-      f"the tokenizer gives token {largest} "
-      f"({tokenizer.core.id_to_token(largest)!r}), the model has "
-      f"{base_model.config.vocab_size} embeddings; model and tokenizer do not match"
-    )
-  made = batches.make(
-    train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed
-  )
-  summary, examples, problems = [train.summary(d.train)], [], []
-  if not tokenizer.eos_ids:
-    summary.append(
-      "the tokenizer names no end of text: answers are learned without one"
-    )
-  if held:
-    examples, problems, line = held_out(config, tokenizer, held)
-    summary.append(line)
-    _check_prompts(config, base_model, problems)
-  return Data(made, examples, problems, summary)
-
-
-def _check_prompts(config, base_model: model.Model, problems):
-  """Refuses problems that the task or the model's length has no room for."""
-  if not config.eval.task:
-    return
-  texts = [tasks.get(config.eval.task).prompt(row) for row in problems]
-  longest = max(len(base_model.tokenizer.encode(text, bos=True)) for text in texts)
-  if longest + config.eval.max_new_tokens > base_model.config.max_positions:
-    raise InputError(
-      f"a prompt of {longest} tokens and eval.max_new_tokens "
-      f"{config.eval.max_new_tokens} exceed the model's "
-      f"{base_model.config.max_positions} positions; lower it, or leave such rows out"
-    )
-
-
-def held_out(config, tokenizer, rows):
-  """(examples for the loss, problems for the task, summary) of `held_out_rows`."""
-  d = config.data
-  some = rows[: config.eval.loss_limit or None]
-  held = encode.encode(some, tokenizer, d.max_tokens, d.loss_on, d.eval)
-  return held.examples, rows[: config.eval.limit or None], held.summary(d.eval)

@@ -1,4 +1,4 @@
-"""A model as a notebook has it: architecture, parameters and tokenizer in one value."""
+"""A model as notebooks use it: architecture, parameters and tokenizer in one value."""
 
 import dataclasses
 import functools
@@ -13,12 +13,14 @@ from jaxpeft.checkpoints import hf
 from jaxpeft.data import tokenizer as tokenizers
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.generation import decode
+from jaxpeft.generation.sampling import Sampling
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
+from jaxpeft.transformer import decoder
+from jaxpeft.transformer import remat as remats
 from jaxpeft.transformer.attention import Where
 from jaxpeft.transformer.config import ModelConfig
-from jaxpeft.transformer.decoder import Transformer, group_remats, layer_groups
-from jaxpeft.transformer.layers import REMAT
+from jaxpeft.transformer.decoder import Stream, Transformer, full_rows, layer_groups
 from jaxpeft.transformer.shapes import SHAPES
 
 DTYPES = ("float32", "bfloat16")
@@ -30,7 +32,7 @@ class Model:
 
   Attributes:
     transformer: the linen module, which holds the `ModelConfig`.
-    params: its parameters, adapted or not.
+    params: its parameters, adapted or not; None if they live elsewhere.
     tokenizer: a `Tokenizer`.
     name: what it was loaded from.
   """
@@ -50,7 +52,7 @@ class Model:
 
     Args:
       tokens: token ids.
-      mask: bool[B, T], False for padding, on either side; None is no padding.
+      mask: bool[B, T], False for padding on either side; None means no padding.
     """
     return _logits(self.transformer, self.params, jnp.asarray(tokens), mask)
 
@@ -65,15 +67,16 @@ class Model:
     batch_size: int | None = None,
     adapters=None,
   ) -> list[str]:
-    """Texts that continue the prompts (a list of str), until a stop token.
+    """Texts that continue the prompts (a list of str), up to a stop token.
 
-    `adapters` are names of attached ones, or None for the base, one for each prompt.
+    `adapters` gives for each prompt the name of an attached adapter, or None for the
+    base.
     """
     if adapters is not None and len(adapters) != len(prompts):
       raise InputError(f"{len(adapters)} adapters for {len(prompts)} prompts")
     choose = adapters and (lambda p, rows: select(p, [adapters[i] for i in rows]))
     ids = [self.tokenizer.encode(p, bos=True) for p in prompts]
-    sampling = decode.Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p)
     stops = self.tokenizer.eos_ids
     new = decode.generate(
       self.transformer,
@@ -108,13 +111,13 @@ def load(
       "init:SHAPE", a shape of `SHAPES` with random weights and the toy's tokenizer.
     dtype: "float32" or "bfloat16", of weights and matmuls.
     groups: layers per scan, summing to the depth; () is one scan.
-    remat: what the backward pass computes again; a key of `layers.REMAT`, or one for
-      each group, with commas between.
-    seed: of random weights.
-    quantize: "nf4" holds the projections in 4 bits (`nf4.NF4`), as they are read.
+    remat: what the backward pass recomputes: a key of `remat.REMAT`, or one for each
+      group, separated by commas.
+    seed: seed of random weights.
+    quantize: "nf4" quantizes the projections to 4 bits (`nf4.NF4`) as they are read.
   Raises:
-    InputError: what cannot be found, read or is not supported, or not divided by the
-      mesh in force.
+    InputError: a model that cannot be found or read, that is not supported, or that the
+      mesh in force does not divide.
   """
   transformer, directory = architecture(source, dtype, groups, remat, quantize)
   config = transformer.config
@@ -129,12 +132,12 @@ def load(
 
 
 def architecture(source, dtype, groups=(), remat="products", quantize=None):
-  """(Transformer, directory with its weights or tokenizer); arguments as `load`'s."""
+  """(Transformer, directory of weights or tokenizer); takes `load`'s arguments."""
   if dtype not in DTYPES:
     raise unknown("model.dtype", dtype, DTYPES)
   for name in remat.split(","):
-    if name not in REMAT:
-      raise unknown("model.remat", name, REMAT)
+    if name not in remats.REMAT:
+      raise unknown("model.remat", name, remats.REMAT)
   if quantize not in (None, "", "nf4"):
     raise unknown("model.quantize", quantize, ("", "nf4"))
   directory = assets.TINY
@@ -151,7 +154,7 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
   except ValueError as e:
     raise InputError(f"model.groups: {e}") from e
   try:
-    group_remats(remat, depths)
+    remats.by_group(remat, depths)
   except ValueError as e:
     raise InputError(f"model.remat: {e}, {depths} of model.groups") from e
   return Transformer(config, tuple(groups), remat, dtype), directory
@@ -169,15 +172,16 @@ def init(transformer: Transformer, seed: int):
 
 
 def shapes(config: ModelConfig, dtype: str = "bfloat16"):
-  """The parameter tree of an architecture, as shapes: to count and to compile."""
+  """The parameter tree of an architecture as shapes, to count and to compile with."""
   transformer = Transformer(config, dtype=dtype)
   return jax.eval_shape(functools.partial(init, transformer), 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(transformer, params, tokens, mask):
-  where = None
+  where = full_rows(tokens.shape)
   if mask is not None:
     segment = jnp.asarray(mask).astype(jnp.int32)
     where = Where(jnp.maximum(jnp.cumsum(segment, 1) - 1, 0), segment)
-  return transformer.apply({"params": params}, tokens, where)
+  hidden = decoder.hidden(transformer, params, Stream(tokens, where))
+  return decoder.logits(transformer, params, hidden)

@@ -25,6 +25,7 @@ FLOORS = [
   {"checkpoints"},
   {"model"},
   {"evaluation"},
+  {"options", "run_data"},
   {"experiment"},
   {"export", "planning", "sweeps"},
   {"cli"},
@@ -52,6 +53,17 @@ def test_a_room_imports_only_what_stands_below_it(path):
   for name in imports(path):
     if name.startswith("jaxpeft."):
       assert name.split(".")[1] in ALLOWED[room], f"{path} imports {name}"
+
+
+def test_one_place_assembles_a_run():
+  """Partition, optimizer state and step meet in experiment.py and nowhere else."""
+  sources = [p for p in FILES if p.name not in ("experiment.py", "step.py")]
+  sources += [ROOT / "train.py", ROOT / "eval.py", *ROOT.glob("benchmarks/*.py")]
+  sources += [*ROOT.glob("tools/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+  for path in sources:
+    text = path.read_text()
+    for name in ("init_state(", "step.make_step(", "training.make_step(", "score="):
+      assert name not in text, f"{path} has {name}"
 
 
 def test_every_room_says_what_is_in_it():

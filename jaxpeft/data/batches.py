@@ -6,6 +6,7 @@ Every row holds one or more examples end to end; attention is block-diagonal ove
 
 import bisect
 import dataclasses
+import functools
 
 import grain
 import numpy as np
@@ -87,8 +88,9 @@ class Batches:
   seed: int
 
   def __post_init__(self):
-    order = grain.MapDataset.range(len(self.rows)).seed(self.seed).shuffle()
-    object.__setattr__(self, "_order", order.repeat())
+    order = grain.MapDataset.source(self.rows).seed(self.seed).shuffle().repeat()
+    arrays = functools.partial(to_arrays, max_tokens=self.max_tokens)
+    object.__setattr__(self, "_batches", order.batch(self.batch_size, batch_fn=arrays))
 
   @property
   def epoch_steps(self) -> float:
@@ -96,9 +98,7 @@ class Batches:
     return len(self.rows) / self.batch_size
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    first = step * self.batch_size
-    picked = [self._order[i] for i in range(first, first + self.batch_size)]
-    batch = to_arrays([self.rows[i] for i in picked], self.max_tokens)
+    batch = self._batches[step]
     if not batch["weights"].any():
       raise InputError(
         f"batch {step} supervises no token; raise train.batch_size "

@@ -1,6 +1,5 @@
-"""Accuracy of generated answers and teacher-forced loss; the same in train and eval."""
+"""Accuracy of generated answers, and teacher-forced loss."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -8,54 +7,35 @@ import numpy as np
 
 from jaxpeft.data import batches
 from jaxpeft.evaluation import tasks
-from jaxpeft.generation import decode
-from jaxpeft.model import Model
+from jaxpeft.evaluation.intervals import wilson
+from jaxpeft.generation.ask import Ask, Request
+from jaxpeft.objectives import Objective
 from jaxpeft.parallel import distributed
 
 
 class Answers(NamedTuple):
-  """Generated answers of a task and their scores."""
+  """Generated answers to a task's problems, and their scores."""
 
   accuracy: dict[str, float]  # by extraction rule
-  interval: dict[str, tuple[float, float]]  # 95 %, from the number of problems alone
-  records: list[dict]  # prompt, text, correct by rule
+  interval: dict[str, tuple[float, float]]  # 95 %, over the choice of problems only
+  records: list[dict]  # prompt, text, and {rule: whether it is correct}
 
 
-def answers(
-  model: Model,
-  rows,
-  task: str,
-  *,
-  batch_size: int,
-  max_new_tokens: int,
-  seed: int,
-  sampling: decode.Sampling,
-  label: str = "answers",
-) -> Answers:
-  """Generates and scores an answer to every row.
+def answers(ask: Ask, rows: list[dict], task: str) -> Answers:
+  """Asks for one answer to every row, and scores it.
 
-  Rows are decoded in order of prompt length, so that a batch pads little.
+  Args:
+    ask: the model that is asked.
+    rows: problems of the task.
+    task: a name in `tasks.TASKS`.
   """
   task = tasks.get(task)
-  texts = [task.prompt(row) for row in rows]
-  ids = [model.tokenizer.encode(text, bos=True) for text in texts]
-  order = sorted(range(len(rows)), key=lambda i: len(ids[i]))
-  out = decode.generate(
-    model.transformer,
-    model.params,
-    [ids[i] for i in order],
-    max_new_tokens,
-    model.tokenizer.eos_ids,
-    sampling,
-    seed,
-    batch_size,
-    label,
-  )
-  new = dict(zip(order, out, strict=True))
+  prompts = [task.prompt(row) for row in rows]
+  replies = ask([Request(prompt) for prompt in prompts])
   records = []
-  for i, row in enumerate(rows):
-    text = task.cut(model.tokenizer.decode(new[i]))
-    records.append(dict(prompt=texts[i], text=text, correct=task.score(text, row)))
+  for prompt, reply, row in zip(prompts, replies, rows, strict=True):
+    text = task.cut(reply.text)
+    records.append(dict(prompt=prompt, text=text, correct=task.score(text, row)))
   rules = records[0]["correct"].keys()
   hits = {rule: sum(r["correct"][rule] for r in records) for rule in rules}
   return Answers(
@@ -65,33 +45,26 @@ def answers(
   )
 
 
-def loss(evaluate, params, examples, max_tokens: int, batch_size: int) -> float:
-  """Mean teacher-forced loss over the supervised tokens of all examples, in nats.
+def loss(
+  evaluate, objective: Objective, params, examples, max_tokens: int, batch_size: int
+) -> float:
+  """Mean teacher-forced loss over everything that the objective takes a loss on.
 
   Args:
-    evaluate: from `training.make_eval`.
+    evaluate: from `training.step.make_eval`.
+    objective: makes arrays of packed examples.
     params: adapted or not.
-    examples: list of Example; packed, the last batch filled up with empty rows.
-    max_tokens: of a packed row.
-    batch_size: rows at once.
+    examples: list of Example; the last batch is filled up with empty rows.
+    max_tokens: tokens of a packed row.
+    batch_size: rows of a batch.
   """
   rows = batches.pack(examples, max_tokens)
   rows += [[] for _ in range(-len(rows) % batch_size)]
   sums = []
   for i in range(0, len(rows), batch_size):
-    batch = batches.to_arrays(rows[i : i + batch_size], max_tokens)
+    batch = objective.batch(rows[i : i + batch_size], max_tokens)
     sums.append(evaluate(params, batch))
     if distributed.count() > 1:  # which must run programs with collectives in one order
       jax.block_until_ready(sums[-1])
-  total, tokens = np.sum([[float(a), float(b)] for a, b in sums], axis=0)
-  return total / tokens
-
-
-def wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-  """95 % interval of a share. Source: Wilson 1927."""
-  share, square = hits / count, z * z / count
-  middle = (share + square / 2) / (1 + square)
-  half = (
-    z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-  )
-  return max(0.0, middle - half), min(1.0, middle + half)
+  total, weight = np.sum([[float(a), float(b)] for a, b in sums], axis=0)
+  return total / weight

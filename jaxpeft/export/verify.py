@@ -81,7 +81,7 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
   if rank is not None and rank < 1:
     raise InputError(f"--rank {rank} is below 1")
   config = workdirs.read_config(workdir)
-  base = experiment.base(config)
+  base = experiment.read_base(config)
   tuned = experiment.load_run(workdir, config, base)
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:

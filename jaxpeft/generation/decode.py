@@ -1,10 +1,9 @@
 """Decoding: one compiled program of prefill and a loop with a key/value cache.
 
-Prompts are padded on the right to a bucketed length; new tokens go to slots behind
-all prompts. Axes: B rows, P prompt slots, N new slots, S = P + N.
+Prompts are padded on the right to a bucketed length; new tokens are written to slots
+behind all prompts. Axes: B rows, P prompt slots, N new slots, S = P + N.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -13,35 +12,14 @@ import numpy as np
 import tqdm
 
 from jaxpeft.errors import InputError
+from jaxpeft.generation.sampling import Sampling, choose
 from jaxpeft.parallel import sharding
+from jaxpeft.transformer import decoder
 from jaxpeft.transformer.attention import KV, Where
-from jaxpeft.transformer.decoder import Transformer, layer_names
+from jaxpeft.transformer.decoder import Stream, Transformer, layer_names
 
 _UNSTACK_BYTES = 2 << 30
 _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How the next token is drawn.
-
-  Attributes:
-    temperature: logits are divided by it; 0 takes the likeliest token.
-    top_k: only the k likeliest tokens; 0 is all.
-    top_p: only the likeliest tokens that together reach this probability.
-  """
-
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-
-  def __post_init__(self):
-    if not self.temperature >= 0:  # so is NaN
-      raise InputError(f"temperature {self.temperature} is not at least 0")
-    if self.top_k < 0:
-      raise InputError(f"top_k {self.top_k} is negative; 0 is off")
-    if not 0 < self.top_p <= 1:
-      raise InputError(f"top_p {self.top_p} is not in (0, 1]")
 
 
 def generate(
@@ -56,22 +34,22 @@ def generate(
   label: str | None = None,
   choose_rows=None,
 ) -> list[list[int]]:
-  """New tokens for each prompt, up to and without the first stop token.
+  """New tokens for each prompt, up to but excluding the first stop token.
 
-  A row's tokens depend on its prompt, its index and the seed, not on the batch.
+  The tokens of a row depend on its prompt, its index and the seed, not on the batch.
 
   Args:
     transformer: the model.
     params: its parameters, adapted or not.
     prompts: token ids, each at least one.
-    max_new_tokens: at most so many.
+    max_new_tokens: the most new tokens of a prompt.
     stop_ids: ids that end a row.
     sampling: see `Sampling`.
-    seed: of the draws.
+    seed: seed of the draws.
     batch_size: rows decoded at once; None is all.
-    label: of a progress bar on a terminal; None is no bar.
-    choose_rows: function of params and the prompts' indices in a batch, which gives
-      the params for that batch; None is the same for all.
+    label: name of a progress bar on a terminal; None shows no bar.
+    choose_rows: function (params, indices of the prompts in a batch) -> params of that
+      batch; None uses the same params for all.
   Raises:
     InputError: an empty prompt, or more tokens than the model has positions.
   """
@@ -137,9 +115,10 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   prompt = slots < length[:, None]
   position = jnp.where(slots < p, slots, length[:, None] + slots - p)
   where = Where(position[:, :p], prompt[:, :p].astype(jnp.int32))
-  logits, kept = transformer.apply(
-    {"params": params}, tokens, where, keep="kv", at=jnp.maximum(length - 1, 0)
-  )
+  hidden, kept = decoder.run(transformer, params, Stream(tokens, where), keep="kv")
+  last = jnp.maximum(length - 1, 0)[:, None, None]
+  hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+  logits = decoder.logits(transformer, params, hidden)
   room = [(0, 0), (0, 0), (0, 0), (0, max_new), (0, 0)]
   cache = jax.tree.map(lambda x: jnp.pad(x, room), kept)
 
@@ -163,16 +142,17 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
     filled = prompt | ((slots >= p) & (slots < p + i))
     seen = Where(position, filled.astype(jnp.int32))
     here = Where((length + i)[:, None], jnp.ones((b, 1), jnp.int32))
-    logits, kept = transformer.apply(
-      {"params": params},
-      token[:, None],
-      here,
+    hidden, kept = decoder.run(
+      transformer,
+      params,
+      Stream(token[:, None], here),
       kv=[KV(k, v, seen) for k, v in cache],
       keep="kv",
     )
-    token = draw(i + 1, logits[:, 0])
-    # No token is negative, so this adds 0. XLA does not know, and has to update the
-    # cache after all reads of it: in place, where it would else copy it twice.
+    logits = decoder.logits(transformer, params, hidden[:, 0])
+    token = draw(i + 1, logits)
+    # No token is negative, so this adds 0. XLA does not know that, and has to update
+    # the cache after all reads of it: in place, where it would otherwise copy it twice.
     slot = p + i + jnp.minimum(token.min(), 0)
     cache = jax.tree.map(
       lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, slot, 3), cache, kept
@@ -190,8 +170,8 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
 def unstack(transformer, params):
   """The same model with every layer a group of its own, unless it is large.
 
-  A scan copies each layer's weights out of their stack, at every token; cut apart they
-  are copied once. That takes the memory of the model again.
+  A scan copies the weights of each layer out of their stack at every token; here they
+  are copied once, which takes the memory of the model a second time.
   """
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
   depth = transformer.config.depth
@@ -211,20 +191,3 @@ def _cut(params):
   ]
   rest = {name: x for name, x in params.items() if name not in names}
   return rest | {f"layers_{i}": layer for i, layer in enumerate(layers)}
-
-
-def choose(keys, logits, sampling: Sampling):
-  """int32[B] tokens drawn from logits float32[B, V], one key a row."""
-  if sampling.temperature == 0:
-    return jnp.argmax(logits, -1).astype(jnp.int32)
-  logits = logits / sampling.temperature
-  if sampling.top_k:
-    k = min(sampling.top_k, logits.shape[-1])
-    least = jax.lax.top_k(logits, k)[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  if sampling.top_p < 1:
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(ordered), -1) - jax.nn.softmax(ordered)
-    kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
-    logits = jnp.where(logits < kept.min(-1, keepdims=True), -jnp.inf, logits)
-  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

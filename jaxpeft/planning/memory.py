@@ -1,29 +1,26 @@
-"""What a run needs, compiled: the real training step on shapes, for a given device.
+"""The memory that a run needs: its real training step, compiled on shapes for a device.
 
-No weight is read and no device of that kind is needed. Arguments are exact; the rest is
-the compiler's own plan of buffers. Not in it: the driver's context, workspaces of
-libraries, fragmentation.
+No weight is read, and no device of that kind is needed. The sizes of arguments are
+exact; the rest is the compiler's plan of buffers. It does not include the driver's
+context, workspaces of libraries, or fragmentation.
 """
 
 import contextlib
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.extend.core import Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpeft import adapters, experiment, model, tree
+from jaxpeft import experiment, model
 from jaxpeft.console import human
-from jaxpeft.data import batches
 from jaxpeft.linear import is_node
-from jaxpeft.objectives import cross_entropy, token_selection
+from jaxpeft.objectives import cross_entropy
 from jaxpeft.parallel import sharding
 from jaxpeft.planning import collectives, targets
 from jaxpeft.quantization import nf4
-from jaxpeft.training import optimizer, report
-from jaxpeft.training import step as training
+from jaxpeft.training import compiled_bytes, step
 
 
 class Plan(NamedTuple):
@@ -37,15 +34,15 @@ class Plan(NamedTuple):
   trainable: int
   optimizer: int
   batch: int
-  temporaries: int  # activations kept, gradients, logits, workspace: compiled
-  total: int  # of all: the peak
+  temporaries: int  # saved activations, gradients, logits, workspace: compiled
+  total: int  # the peak
   traced: dict[str, int]  # parts of `temporaries`, see `count`; empty on many devices
-  collectives: list  # of `collectives.Collective`, in one step
-  flops: float | None  # XLA's count, a loop's body once; it has none for GPUs
+  collectives: list  # `collectives.Collective`s of one step
+  flops: float | None  # XLA's count, which counts a loop's body once; None for GPUs
   weights: int  # numbers in the model, before it is adapted
 
   def parts(self) -> dict[str, int]:
-    """What adds up to the total, but for alignment."""
+    """The parts that add up to the total, except for alignment."""
     names = "base", "quantized", "trainable", "optimizer", "batch", "temporaries"
     return {name: getattr(self, name) for name in names}
 
@@ -79,64 +76,6 @@ def _line(part) -> str:
   return f"  {name:<12}{size / 1e6:>12,.1f} MB"
 
 
-class Described(NamedTuple):
-  """A training step of which only shapes exist."""
-
-  net: Any  # the model
-  step: Callable  # (state, frozen, batch) -> (state, metrics), as `training` has it
-  loss: Callable  # what it trains, see `training.make_loss`
-  selection: token_selection.Selection
-  arguments: tuple  # (state, frozen, batch), with their shardings
-  weights: int  # numbers in the model, before it is adapted
-  mesh: Any
-
-
-def describe(config, devices) -> Described:
-  """The training step of a run's config, on devices that need not be there.
-
-  Raises:
-    InputError: options that no run could have.
-  """
-  experiment.check_options(config)
-  m, t = config.model, config.train
-  net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
-  rules = adapters.from_config(config.adapt)
-  tx, _ = optimizer.make(t.steps, **config.optim)
-
-  def start():
-    params = model.init(net, 0)
-    params = nf4.quantize_tree(params) if m.quantize else params
-    params = adapters.adapt(params, rules, jax.random.key(0), gradients={})
-    trainable, frozen = tree.partition(params, tree.trainable_mask(params))
-    return training.init_state(trainable, tx), frozen
-
-  state, frozen = jax.eval_shape(start)
-  plain = jax.eval_shape(lambda: model.init(net, 0))
-  empty = batches.to_arrays([[]] * t.batch_size, config.data.max_tokens)
-  batch = training.split(empty, t.accumulate)
-  sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
-  mesh = sharding.named(
-    sharding.fill(sizes, len(devices)), config.mesh.sequence, devices
-  )
-  trees = (state, frozen, batch)
-  if len(devices) == 1:
-    places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), trees)
-  else:
-    rows = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
-    places = (
-      *(sharding.shardings(tree, mesh) for tree in trees[:2]),
-      jax.tree.map(lambda _: rows, batch),
-    )
-  arguments = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trees, places
-  )
-  selection = token_selection.Selection(**config.tokens)
-  step = training.make_step(net, tx, t.neftune, config.seed, selection)
-  loss = training.make_loss(net, t.neftune, selection)
-  weights = sum(x.size for x in jax.tree.leaves(plain))
-  return Described(net, step, loss, selection, arguments, weights, mesh)
-
-
 def plan(config, target: str = "cpu") -> Plan:
   """Compiles the training step of a config and reads the compiler's plan.
 
@@ -150,54 +89,60 @@ def plan(config, target: str = "cpu") -> Plan:
   """
   devices = targets.devices(target)
   many, t = len(devices) > 1, config.train
-  described = describe(config, devices)
-  with jax.set_mesh(described.mesh) if many else contextlib.nullcontext():
+  exp = experiment.abstract(config, devices)
+  batch = batch_shapes(exp)
+  mesh = jax.tree.leaves(exp.state)[0].sharding.mesh
+  net = exp.model.transformer
+  with jax.set_mesh(mesh) if many else contextlib.nullcontext():
     rows, length = t.batch_size // t.accumulate, config.data.max_tokens
-    sharding.check(described.net.config, rows, length, bool(config.model.quantize))
-    lowered = described.step.lower(*described.arguments)
+    sharding.check(net.config, rows, length, bool(config.model.quantize))
+    lowered = exp.make_step().lower(exp.state, exp.frozen, batch)
   compiled = lowered.compile(targets.compiler_options(target))
-  state, frozen, batch = described.arguments
-  leaves = jax.tree.leaves(frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
+  leaves = jax.tree.leaves(exp.frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
   packed = [x for x in leaves if is_node(x)]
   return Plan(
     target=target,
     devices=len(devices),
-    base=_bytes(frozen) - _bytes(packed),
+    base=_bytes(exp.frozen) - _bytes(packed),
     quantized=_bytes(packed),
     scales=_bytes(packed) - _bytes([x.codes for x in packed]),
-    trainable=_bytes(state.trainable),
-    optimizer=_bytes(state.opt),
+    trainable=_bytes(exp.state.trainable),
+    optimizer=_bytes(exp.state.opt),
     batch=_bytes(batch),
     temporaries=compiled.memory_analysis().temp_size_in_bytes,
-    total=report.planned_bytes(compiled),
-    traced={} if many else count(described),
+    total=compiled_bytes.planned(compiled),
+    traced={} if many else count(exp),
     collectives=collectives.of(compiled.as_text()) if many else [],
     flops=(compiled.cost_analysis() or {}).get("flops"),
-    weights=described.weights,
+    weights=sum(x.size for x in jax.tree.leaves(model.shapes(net.config))),
   )
 
 
-def count(described: Described) -> dict[str, int]:
-  """Bytes of what a step holds for a while, by tracing it: no compiler is asked.
+def count(exp: experiment.Experiment) -> dict[str, int]:
+  """Bytes that a step holds for a while, found by tracing, without a compiler.
 
-  "activations" are what its forward pass hands to its backward pass in the device's
-  memory, and "logits" those of the largest chunk. Gradients are float32, as all that
-  is trained.
+  "activations" are what the forward pass hands to the backward pass in the device's
+  memory, and "logits" those of the largest chunk. Gradients are float32, as everything
+  that is trained.
+
+  Args:
+    exp: from `experiment.abstract`.
   """
-  state, frozen, batch = described.arguments
+  state, frozen, batch = exp.state, exp.frozen, batch_shapes(exp)
+  net = exp.model.transformer
   micro = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in batch.items()}
-  micro["key"] = jax.eval_shape(lambda: jax.random.key(0))
+  if exp.objective.random:
+    micro["key"] = jax.eval_shape(lambda: jax.random.key(0))
+  loss = step.make_loss(net, exp.objective)
 
-  def kept(trainable, frozen, batch):
-    return jax.vjp(lambda x: described.loss(x, frozen, batch), trainable, has_aux=True)[
-      1
-    ]
+  def residuals(trainable, frozen, batch):
+    return jax.vjp(lambda x: loss(x, frozen, batch), trainable, has_aux=True)[1]
 
-  jaxpr = jax.make_jaxpr(kept)(state.trainable, frozen, micro).jaxpr
+  jaxpr = jax.make_jaxpr(residuals)(state.trainable, frozen, micro).jaxpr
   given = {*jaxpr.invars, *jaxpr.constvars}
   new = {x for x in jaxpr.outvars if not isinstance(x, Literal) and x not in given}
   rows, length = micro["tokens"].shape
-  length = described.selection.count(length)
+  length = exp.objective.scored(length)
   return dict(
     gradients=_bytes(state.trainable),
     activations=sum(
@@ -205,8 +150,18 @@ def count(described: Described) -> dict[str, int]:
       for x in new
       if x.aval.memory_space != jax.memory.Space.Host
     ),
-    logits=cross_entropy.chunk_bytes(rows, length, described.net.config.vocab_size),
+    logits=cross_entropy.chunk_bytes(rows, length, net.config.vocab_size),
   )
+
+
+def batch_shapes(exp: experiment.Experiment) -> dict:
+  """The shapes of a step's microbatches, with their rows cut as `place_batch` does."""
+  mesh = jax.tree.leaves(exp.state)[0].sharding.mesh
+  spec = PartitionSpec(None, ("data", "fsdp")) if mesh.size > 1 else PartitionSpec()
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    for name, x in exp.batch(0).items()
+  }
 
 
 def _bytes(tree) -> int:

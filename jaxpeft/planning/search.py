@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from jaxpeft.console import human
 from jaxpeft.errors import InputError
-from jaxpeft.planning import memory
+from jaxpeft.parallel import sharding
+from jaxpeft.planning import memory, targets
 
 OVER = ("tokens", "rows")
 _UNITS = dict(kB=1e3, MB=1e6, GB=1e9, KiB=2**10, MiB=2**20, GiB=2**30)
@@ -77,9 +78,6 @@ def largest(
 
 def _row_unit(config, target: str) -> int:
   """The least batch that divides into microbatches and over devices."""
-  from jaxpeft.parallel import sharding
-  from jaxpeft.planning import targets
-
   devices = targets.devices(target)
   sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
   sizes = sharding.fill(sizes, len(devices))

@@ -1,21 +1,20 @@
-"""Several plans of memory side by side: configs, targets, a table, a plot."""
+"""Several memory plans side by side, as a table and as a plot."""
 
 from jaxpeft.planning import memory, targets
 
 
-def of(configs: dict, names: list[str], tell=lambda text: None) -> dict:
+def plans(configs: dict, names: list[str], report=lambda text: None) -> dict:
   """{name: `memory.Plan`} of every config on every target.
 
-  Every further target has as many rows for each of its devices as the first has (weak
-  scaling).
+  Every target has as many rows per device as the first target has (weak scaling).
 
   Args:
-    configs: {name: of a run}.
-    names: of targets, see `targets`.
-    tell: called with a line before each.
+    configs: {name: config of a run}.
+    names: targets, see `targets`.
+    report: called with a line before each compilation.
   """
   first = len(targets.devices(names[0]))
-  plans = {}
+  found = {}
   for name, config in configs.items():
     for target in names:
       scaled = config.copy_and_resolve_references()
@@ -23,13 +22,13 @@ def of(configs: dict, names: list[str], tell=lambda text: None) -> dict:
       scaled.train.batch_size = max(rows // first, config.train.accumulate)
       key = name if len(names) == 1 else target if len(configs) == 1 else None
       key = key or f"{name} {target}"
-      tell(f"compiling {key}")
-      plans[key] = memory.plan(scaled, target)
-  return plans
+      report(f"compiling {key}")
+      found[key] = memory.plan(scaled, target)
+  return found
 
 
 def table(plans: dict) -> str:
-  """A line for each; MB are of one device, FLOPs relative to the first."""
+  """One line per plan; MB per device, and FLOPs relative to the first plan."""
   width = max(map(len, plans)) + 2
   head = ("devices", "weights+state", "temporaries", "total", "collectives", "FLOPs")
   lines = [f"{'MB':<{width}}" + "".join(f"{name:>14}" for name in head)]
@@ -50,7 +49,7 @@ def table(plans: dict) -> str:
 
 
 def plot(plans: dict, path: str):
-  """A bar for each, of its parts; what tracing found of the temporaries is apart."""
+  """One bar per plan, made of its parts; tracing splits the temporaries."""
   from matplotlib import figure
 
   bars = {name: _parts(plan) for name, plan in plans.items()}

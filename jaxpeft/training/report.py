@@ -1,33 +1,17 @@
-"""What a run tells people: the banner before it, the result after it."""
+"""What a run reports to people: a banner before training, the result after it."""
 
 from jaxpeft.console import human
-
-
-def planned_bytes(compiled) -> int:
-  """Device memory that a compiled program needs, its arguments included."""
-  plan = compiled.memory_analysis()
-  # What is donated, and so stays in place, counts once.
-  return (
-    plan.argument_size_in_bytes
-    + plan.output_size_in_bytes
-    - plan.alias_size_in_bytes
-    + plan.temp_size_in_bytes
-  )
-
-
-def live_peak_bytes(device) -> int | None:
-  """The most device memory in use so far, where the backend reports it."""
-  return (device.memory_stats() or {}).get("peak_bytes_in_use")
+from jaxpeft.training import compiled_bytes
 
 
 def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
   """Model, method, sizes, memory and compile time.
 
   Args:
-    config: of the run.
-    size: a `Count`.
-    compiled: the training step.
-    compile_s: seconds it took.
+    config: config of the run.
+    size: a `Count`, the sizes of the adapted model.
+    compiled: the compiled training step.
+    compile_s: seconds that compiling took.
     epoch_steps: steps per pass over the data.
   """
   toy = "a toy: it shows that the machinery works, not how good a method is"
@@ -35,13 +19,13 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
   steps = config.train.steps
   chosen = config.tokens.fraction
   chosen = f"; {chosen:.0%} of the tokens carry gradient" if chosen < 1 else ""
+  about = f" ({toy})" if config.model.source == "embedded" else ""
   return (
-    f"model {config.model.source}"
-    f"{f' ({toy})' if config.model.source == 'embedded' else ''}: "
-    f"{human(size.total).strip()} numbers stored\n"
+    f"model {config.model.source}{about}: {human(size.total).strip()} numbers stored\n"
     f"method {methods}: {size.trainable:,} trainable = "
     f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B{chosen}\n"
-    f"step compiled in {compile_s:.1f} s, needs {human(planned_bytes(compiled))}B; "
+    f"step compiled in {compile_s:.1f} s, needs "
+    f"{human(compiled_bytes.planned(compiled))}B; "
     f"{steps} steps are {steps / epoch_steps:.2f} epochs"
   )
 
@@ -64,3 +48,12 @@ def result(final: dict) -> str:
     f"{final['peak_memory_bytes'] / 2**20:.0f} MiB ({final['peak_memory_is']})"
   )
   return "\n".join(lines)
+
+
+def peak_memory(step_fn, device) -> dict:
+  """The peak memory for the final line: as used, or as the compiler planned it."""
+  live = compiled_bytes.live_peak(device)
+  return dict(
+    peak_memory_bytes=live or compiled_bytes.planned(step_fn),
+    peak_memory_is="live" if live else "compiled",
+  )

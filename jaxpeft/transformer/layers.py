@@ -1,10 +1,11 @@
 """The layers: pure functions of weights and of one or two streams of tokens.
 
-The first stream carries gradient. One beside it is constant: it goes through the same
-weights, sees the first and is seen by it, and nothing flows back through it; so the
-backward pass needs no more of it than its keys and values (`tokens`).
-Axes: B batch, T tokens, D width, K key/value heads, G query heads of each, N head_dim,
-F feed-forward.
+The first stream carries gradient. The optional second stream is constant: it passes
+through the same weights, sees the first and is seen by it, but no gradient flows
+through it, so that the backward pass needs only its keys and values
+(`objectives.token_selection`).
+Axes: B batch, T tokens, D width, K key/value heads, G query heads for each of them, N
+head_dim, F feed-forward.
 """
 
 import functools
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpeft import tree
 from jaxpeft.linear import Weights, dense, linear
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import chunking
@@ -25,41 +25,18 @@ from jaxpeft.transformer.attention import KV, Where, attend, received
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.rope import rotate
 
-_NUMBERS = 2**23  # of one array inside the feed-forward part, where it is chunked
-
-# What to keep of a layer for the backward pass, which computes the rest again.
-REMAT = {
-  "none": "all",
-  "products": "what comes out of products with weights and out of attention",
-  "layer": "its input",
-  "layer_kv": "its input; of a constant stream its keys and values instead",
-  "segments": "its input in every k-th layer only, k about the root of the depth",
-  "attention": "its input, and what comes out of attention and its four products",
-  "offload": "its input, in the host's memory (a CPU's is its own: there as layer)",
-}
-# Of those, what is kept by name beside the input; and instead of it, elsewhere.
-_KEEP = {
-  "products": ("product", "attention"),
-  "attention": ("attention",),
-  "layer_kv": ("constant_kv",),
-}
-_OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
-  names_which_can_be_saved=[],
-  names_which_can_be_offloaded=["hidden"],
-  offload_src="device",
-  offload_dst="pinned_host",
-)
+_NUMBERS = 2**23  # elements of one array in a chunk of the feed-forward part
 
 
 class Place(NamedTuple):
-  """What a layer knows of a stream's tokens beside their hidden states."""
+  """What a layer knows about a stream besides its hidden states."""
 
   where: Where
-  angles: tuple[jax.Array, jax.Array]  # of `rope`
+  angles: tuple[jax.Array, jax.Array]  # sin and cos, from `rope`
 
 
 class LayerWeights(nn.Module):
-  """Declares one layer's weights, by their place in it."""
+  """Declares the weights of one layer, grouped by their place in it."""
 
   config: ModelConfig
 
@@ -78,85 +55,18 @@ class LayerWeights(nn.Module):
     )
 
 
-def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep=None):
-  """Layers one after the other, over their stacked weights.
-
-  Args:
-    remat: a key of `REMAT`.
-    stack: what `LayerWeights` gives, with a leading axis of layers.
-    xs: tuple of hidden states [B, T, D], one or two streams; see `layer`.
-    places: a `Place` for each.
-    windows: int[layers].
-    cache: KV with a leading axis of layers on k and v, of tokens seen by all; or None.
-    keep: what to return of each layer, see `layer`.
-  Returns:
-    (xs, what was kept, with a leading axis of layers).
-  """
-  outside = cache and cache.where
-  chunked = remat not in ("none", "products")
-
-  def body(xs, item):
-    w, window, kv = item
-    xs = checkpoint_name(xs, "hidden") if remat == "offload" else xs
-    return layer(c, w, xs, places, window, kv and KV(*kv, outside), chunked, keep)
-
-  again = functools.partial(jax.checkpoint, prevent_cse=False)
-  if remat == "none" and sharding.cut("width") > 1:
-    body = again(body, policy=_all_but_gathered)
-  if remat == "segments" and cache is None and not keep:
-    return _segments(again, body, xs, stack, windows), None
-  if remat in _KEEP:
-    policy = jax.checkpoint_policies.save_only_these_names(*_KEEP[remat])
-    body = again(body, policy=policy)
-  elif remat == "offload":
-    body = again(body, policy=_OFFLOAD)
-  elif remat != "none":
-    body = again(body)
-  return lax.scan(body, xs, (stack, windows, cache and cache[:2]))
-
-
-def _all_but_gathered(primitive, *_, **__) -> bool:
-  """Keeps everything but weights that `fsdp` gathered for their layer's turn."""
-  return primitive.name != "sharding_constraint"
-
-
-def _segments(again, body, xs, stack, windows):
-  """The layers in segments; of those but the current one, only the input is kept."""
-  depth = len(windows)
-  size = max(
-    (k for k in range(1, depth + 1) if depth % k == 0), key=lambda k: -k - depth / k
-  )
-  # Scanned over, frozen weights would be copied out of their stack by the segment; and
-  # a layer's are looked up inside what is computed again, or they would be kept.
-  theta, frozen = tree.partition(stack, tree.trainable_mask(stack))
-
-  @again
-  def step(xs, item):
-    i, part = item
-    rest, window = jax.tree.map(
-      lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), (frozen, windows)
-    )
-    return body(xs, (tree.combine(part, rest), window, None))
-
-  def segment(xs, items):
-    return lax.scan(step, xs, items)[0], None
-
-  items = jax.tree.map(
-    lambda x: x.reshape(-1, size, *x.shape[1:]), (jnp.arange(depth), theta)
-  )
-  return lax.scan(again(segment), xs, items)[0]
-
-
 def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep=None):
   """One layer over one stream, or over two of which the second is constant.
 
   Args:
-    w: dict of `LayerWeights`.
+    c: the architecture.
+    w: the dict that `LayerWeights` declares.
     xs: tuple of hidden states [B, T, D].
-    places: a `Place` for each.
+    places: a `Place` for each stream.
     window: int32[], how many positions back a token sees.
-    cache: KV of other tokens, seen by all; or None.
-    chunked: whether the backward pass may compute the feed-forward part again.
+    cache: KV of other tokens, which all tokens see; or None.
+    chunked: whether to compute the feed-forward part in chunks of tokens, each of which
+      the backward pass recomputes.
     keep: a key of `_KEPT`, or None.
   Returns:
     (xs, what is kept of the first stream, or None).
@@ -206,7 +116,8 @@ def _finish(c, w, x, q, where, parts, window, chunked: bool):
   x = x + (rms_norm(h, norm["attn_post"], c) if c.post_norms else h)
   x = sharding.constrain(x, "batch", "length", None)
 
-  # Sums of a frozen and a trained product are else formed late, from twice the memory.
+  # Without these barriers XLA delays the sum of the base's and the adapter's product
+  # and keeps both operands alive.
   after_all = lax.optimization_barrier if chunked else lambda x: x
 
   def feed_forward(x):
@@ -230,7 +141,7 @@ def _received(c, q, kv: KV, window):
   return received(_grouped(c, q), kv, window, _scale(c), c.attn_softcap)
 
 
-# What else may be returned of a layer's first stream.
+# What a layer may return about its first stream.
 _KEPT = {"kv": lambda c, q, kv, window: (kv.k, kv.v), "attention": _received}
 
 
@@ -246,8 +157,8 @@ def _scale(c: ModelConfig) -> float:
 def gated(gate, up, activation: str):
   """act(gate) * up."""
 
-  # Recomputed in the backward pass, which would otherwise keep four arrays of this
-  # size instead of its two arguments.
+  # The backward pass recomputes it: otherwise it would keep four arrays of this size
+  # instead of the two arguments.
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def product(gate, up):
     act = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
@@ -264,7 +175,7 @@ def rms_norm(x, scale, c: ModelConfig):
 
 
 def add_bias(x, b):
-  """x + b, where there is a bias."""
+  """x + b, or x if there is no bias."""
   return x if b is None else x + dense(b).astype(x.dtype)
 
 

@@ -14,6 +14,7 @@ import jaxpeft
 from jaxpeft import tree
 from jaxpeft.adapters import svd
 from jaxpeft.linear import linear
+from jaxpeft.objectives import supervised
 from jaxpeft.training import step as training
 from tests.support.methods import (
   ADAPTERS,
@@ -467,15 +468,15 @@ def test_starts_from_gradients_follow_their_formulas():
 def test_gradients_are_of_the_mean_loss_and_asked_for(model):
   batches = [jax.tree.map(lambda x: x[0], one_batch(rows, 20)) for rows in (1, 3)]
   path = "layers_0/mlp/up"
-  got = training.gradients(model.transformer, model.params, [path], batches)
+  got = jaxpeft.gradients(model.transformer, model.params, [path], batches)
   assert got.keys() == {path}
 
   def mean(up):
     layer = model.params["layers_0"]
     layer = layer | {"mlp": layer["mlp"] | {"up": up}}
     params = model.params | {"layers_0": layer}
-    sums = [training.loss_sum(model.transformer, params, batch) for batch in batches]
-    return sum(s[0] for s in sums) / sum(s[1] for s in sums)
+    sums = [supervised.loss(model.transformer, params, batch) for batch in batches]
+    return sum(s.total for s in sums) / sum(s.weight for s in sums)
 
   want = jax.grad(mean)(model.params["layers_0"]["mlp"]["up"])
   np.testing.assert_allclose(got[path], want, atol=1e-5 * float(jnp.abs(want).max()))

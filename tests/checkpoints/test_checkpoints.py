@@ -255,28 +255,27 @@ def test_a_run_goes_on_from_the_gradients_it_started_from(tmp_path):
   c.data.limit, c.data.eval = 60, ""
   main = dict(match=".*/attn/q", name="LoRAGA", rank=2, batches=2)
   c.adapt.main, c.adapt.more = main, dict(match=".*/mlp/up", name="LoRAOne")
-  base = experiment.base(c)
-  batches = experiment.data(c, base).batches
-  run = experiment.adapt(c, base, batches)
+  prepared = experiment.prepare(c)
+  run = experiment.make(c, prepared)
   kept = adapters.kept(run.frozen)
   assert kept.keys() == {f"layers_0/attn/q/frozen/{name}" for name in ("a0", "b0")}
   assert min(float(jnp.abs(x).max()) for x in kept.values()) > 0
-  adapter_files.save(tmp_path / "start", run.trainable, run.meta, kept)
-  again = experiment.adapt(c, base, start=tmp_path / "start")
+  run.save_adapter(tmp_path / "start", run.state.trainable)
+  again = experiment.make(c, prepared, start=tmp_path / "start")
   chex.assert_trees_all_equal(again.frozen, run.frozen)
   assert again.meta == run.meta
   got = adapter_files.load(
-    tmp_path / "start", again.trainable, again.meta["fingerprint"]
+    tmp_path / "start", again.state.trainable, again.meta["fingerprint"]
   )
-  chex.assert_trees_all_equal(got, run.trainable)
+  chex.assert_trees_all_equal(got, run.state.trainable)
   # As many microbatches as one likes: the gradient is of all tokens.
   with c.unlocked():
     c.train.accumulate = 4
-  micro = experiment.adapt(c, base, batches)
+  micro = experiment.make(c, prepared)
   for path, x in adapters.kept(micro.frozen).items():
     np.testing.assert_allclose(x, kept[path], atol=2e-3)
   c.adapt.main.batches = 4
-  more = experiment.adapt(c, base, batches)
+  more = experiment.make(c, prepared)
   moved = adapters.kept(more.frozen)["layers_0/attn/q/frozen/a0"]
   assert float(jnp.abs(moved - kept["layers_0/attn/q/frozen/a0"]).max()) > 1e-2
 

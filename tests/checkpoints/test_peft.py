@@ -255,7 +255,7 @@ def test_lora_ga_starts_where_pefts_does_and_its_conversion_opens(
   )
   rules = {LINEARS: jaxpeft.LoRAGA(rank=4, alpha=8.0, gamma=16.0)}
   paths = adapters.match(model.params, rules)
-  gradients = training.gradients(model.transformer, model.params, paths, [batch])
+  gradients = jaxpeft.gradients(model.transformer, model.params, paths, [batch])
   params = jaxpeft.adapt(model.params, rules, jax.random.key(0), gradients)
   layer = theirs.base_model.model.model.layers[1]
   for path, their in (

@@ -3,11 +3,14 @@
 import jax
 import pytest
 
-from jaxpeft import assets, model
+from jaxpeft import assets
 from jaxpeft.data import encode, sources, tokenizer
 from jaxpeft.evaluation import evaluate
 from jaxpeft.evaluation.tasks import gsm8k
 from jaxpeft.generation import decode
+from jaxpeft.generation.ask import LocalAsk
+from jaxpeft.generation.sampling import Sampling
+from jaxpeft.objectives import Supervised
 from jaxpeft.parallel import sharding
 from jaxpeft.training import step as training
 from tests.support.meshes import METHODS, make_mesh, trained
@@ -18,20 +21,20 @@ def evaluated(method, quantize):
   words = tokenizer.load(assets.TINY)
   transformer, params = trained(method, quantize, vocab_size=512)
   params = sharding.place(params)
-  tuned = model.Model(transformer, params, words, "test")
   rows = sources.read("embedded:two_step/test")[:11]  # 2 batches of 8, one not full
   texts = [words.encode(gsm8k.prompt(row), bos=True) for row in rows]
   assert {decode.bucket(len(text)) for text in texts} == {48}, "compiled once only"
-  greedy, hot = decode.Sampling(), decode.Sampling(0.8, 40, 0.95)
+  greedy, hot = Sampling(), Sampling(0.8, 40, 0.95)
   drawn = [
     decode.generate(transformer, params, texts, 12, words.eos_ids, sampling, 3, 8)
     for sampling in (greedy, hot)
   ]
-  answers = evaluate.answers(
-    tuned, rows, "gsm8k", batch_size=8, max_new_tokens=12, seed=3, sampling=greedy
-  )
+  ask = LocalAsk(transformer, params, words, 12, greedy, seed=3, batch_size=8)
+  answers = evaluate.answers(ask, rows, "gsm8k")
   examples = encode.encode(rows, words, 128, "completion").examples
-  loss = evaluate.loss(training.make_eval(transformer), params, examples, 128, 8)
+  loss = evaluate.loss(
+    training.make_eval(transformer), Supervised(), params, examples, 128, 8
+  )
   return drawn, answers.records, loss
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxpeft
 from jaxpeft.generation import decode
-from jaxpeft.generation.decode import Sampling
+from jaxpeft.generation.sampling import Sampling, choose
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_likeliest_token_is_all_that_a_cold_or_narrow_draw_gives(model):
   keys = jax.random.split(jax.random.key(1), 64)
   want = logits.argmax(-1)
   for sampling in (Sampling(1e-4), Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6)):
-    np.testing.assert_array_equal(decode.choose(keys, logits, sampling), want)
+    np.testing.assert_array_equal(choose(keys, logits, sampling), want)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_draws_follow_the_truncated_distribution(sampling, kept):
   p = np.array([0.08, 0.5, 0.3, 0.12])
   logits = jnp.broadcast_to(jnp.log(p), (20_000, 4))
   keys = jax.random.split(jax.random.key(0), 20_000)
-  got = np.bincount(decode.choose(keys, logits, sampling), minlength=4) / 20_000
+  got = np.bincount(choose(keys, logits, sampling), minlength=4) / 20_000
   want = np.where(np.argsort(np.argsort(-p)) < kept, p, 0)
   np.testing.assert_allclose(got, want / want.sum(), atol=0.015)
 

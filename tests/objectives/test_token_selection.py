@@ -12,10 +12,11 @@ import pytest
 import jaxpeft
 from jaxpeft import model, tree
 from jaxpeft.errors import InputError
-from jaxpeft.objectives import token_selection
+from jaxpeft.objectives import Selection, Supervised, supervised, token_selection
 from jaxpeft.quantization import nf4
 from jaxpeft.training import step as training
-from jaxpeft.transformer import attention, layers
+from jaxpeft.transformer import attention, decoder, layers
+from jaxpeft.transformer import remat as remats
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.decoder import Transformer
 from tests.support.methods import ADAPTERS, LINEARS, METHODS
@@ -92,7 +93,7 @@ def make(rules, config=PLAIN, remat="none", quantize=False, groups=()):
 
 def mean_and_grad(loss_sum, trainable, frozen):
   def mean(trainable):
-    total, count = loss_sum(tree.combine(trainable, frozen))
+    total, count, _ = loss_sum(tree.combine(trainable, frozen))
     return total / count
 
   return jax.jit(jax.value_and_grad(mean))(trainable)
@@ -107,7 +108,7 @@ def two_streams(net, trainable, frozen, data, selection, key):
   def loss_sum(params):
     parts = token_selection.split(selection, key, data, passes(data))
     assert parts.constant is not None
-    return training.loss_sum(net, params, *parts)
+    return supervised.loss(net, params, *parts)
 
   return mean_and_grad(loss_sum, trainable, frozen)
 
@@ -136,10 +137,10 @@ def definition(monkeypatch, net, trainable, frozen, data, selection, key):
   with monkeypatch.context() as patch:
     patch.setattr(layers, "_qkv", masked(layers._qkv, (2, 2, 2)))
     patch.setattr(layers, "_finish", masked(layers._finish, (1,)))
-    patch.setattr(Transformer, "_embed", masked(Transformer._embed, (1,)))
+    patch.setattr(decoder, "_embed", masked(decoder._embed, (1,)))
     data = data | dict(weights=data["weights"] * mask)
     return mean_and_grad(
-      lambda params: training.loss_sum(net, params, data), trainable, frozen
+      lambda params: supervised.loss(net, params, data), trainable, frozen
     )
 
 
@@ -175,7 +176,7 @@ def test_every_method_has_the_gradient_of_the_definition(rules, monkeypatch):
   data = batch()
   got = compare(monkeypatch, rules, data, token_selection.Selection(0.3))
   net, *split = make(rules)
-  whole = mean_and_grad(lambda p: training.loss_sum(net, p, data), *split)
+  whole = mean_and_grad(lambda p: supervised.loss(net, p, data), *split)
   first = [jax.tree.leaves(x[1])[0] for x in (got, whole)]
   assert not np.allclose(*first, rtol=0.01), "the choice of tokens makes no difference"
 
@@ -189,7 +190,7 @@ def want():
                       jax.random.key(3))  # fmt: skip
 
 
-@pytest.mark.parametrize("remat", layers.REMAT)
+@pytest.mark.parametrize("remat", remats.REMAT)
 def test_every_remat_over_4_bits(remat, want):
   parts = make(LORA, remat=remat, quantize=True)
   selection = token_selection.Selection(0.3, "completion")
@@ -223,7 +224,7 @@ def test_segments_change_no_gradient():
   net, *split = make({LINEARS: ADAPTERS["svft-banded"]}, config, "segments")
   data = batch()
   got, want = (
-    mean_and_grad(lambda p, n=n: training.loss_sum(n, p, data), *split)
+    mean_and_grad(lambda p, n=n: supervised.loss(n, p, data), *split)
     for n in (net, net.clone(remat="none"))
   )
   assert_same(got, want)
@@ -239,10 +240,10 @@ def test_the_split_forward_is_the_plain_one():
   with_index = token_selection.split(
     token_selection.Selection(0.3),
     jax.random.key(0),
-    data | dict(losses=training.token_losses(net, params, data)),
+    data | dict(losses=supervised.token_losses(net, params, data)),
     None,
   )
-  got, count = training.loss_sum(net, params, *parts)
+  got, count, _ = supervised.loss(net, params, *parts)
   chosen = with_index.chosen
   want = (chosen["losses"] * chosen["weights"]).sum()
   assert float(got) == pytest.approx(float(want), rel=1e-6)
@@ -252,7 +253,8 @@ def test_the_split_forward_is_the_plain_one():
 def step_of(selection, data, steps=1, seed=0):
   net, trainable, frozen = make(LORA)
   tx = optax.sgd(0.1)
-  step = training.make_step(net, tx, seed=seed, selection=selection)
+  objective = Supervised(selection=selection or Selection())
+  step = training.make_step(net, tx, objective, seed)
   state = training.init_state(trainable, tx)
   seen = []
   for _ in range(steps):
@@ -336,15 +338,17 @@ def test_which_tokens_are_chosen():
 def test_a_step_chooses_by_what_a_forward_pass_says(choose):
   net, trainable, frozen = make(LORA)
   data, key = batch(), jax.random.key(0)
-  pass_ = dict(loss=training.token_losses, attention=training.token_attention)[choose]
+  pass_ = dict(loss=supervised.token_losses, attention=supervised.token_attention)[
+    choose
+  ]
   said = pass_(net, tree.combine(trainable, frozen), data) * (data["weights"] > 0)
   want, by_name = (
-    training.make_loss(net, selection=token_selection.Selection(fraction=0.2, choose=c))
+    training.make_loss(net, Supervised(selection=Selection(fraction=0.2, choose=c)))
     for c in (lambda key, batch, passes: said, choose)
   )
   args = trainable, frozen, data | dict(key=key)
   chex.assert_trees_all_close(by_name(*args), want(*args), rtol=1e-6)
-  assert want(*args)[1] > 0
+  assert want(*args)[1][0] > 0
 
 
 @pytest.mark.parametrize("window", [1 << 30, 6])

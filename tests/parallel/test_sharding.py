@@ -10,7 +10,7 @@ import pytest
 import jaxpeft
 from jaxpeft import model, tree
 from jaxpeft.errors import InputError
-from jaxpeft.objectives import token_selection
+from jaxpeft.objectives import Selection, Supervised, token_selection
 from jaxpeft.parallel import sharding
 from jaxpeft.training import step as training
 from jaxpeft.transformer import shapes
@@ -42,7 +42,8 @@ def train(transformer, params, selection=None, steps=5):
   params = sharding.place(params)
   split = tree.partition(params, tree.trainable_mask(params))
   state, frozen = training.init_state(split[0], tx), split[1]
-  step = training.make_step(transformer, tx, seed=1, selection=selection)
+  objective = Supervised(selection=selection or Selection())
+  step = training.make_step(transformer, tx, objective, seed=1)
   found = []
   for batch in batches(steps):
     state, metrics = step(state, frozen, sharding.place_batch(batch))

@@ -281,9 +281,8 @@ def test_what_4_bits_cannot_do_is_refused(quantized):
   c.adapt.main = dict(name="LoRAOne", match=LINEARS)
   from jaxpeft import experiment
 
-  base = experiment.base(c)
   with pytest.raises(InputError, match="has no gradient"):
-    experiment.adapt(c, base, experiment.data(c, base).batches)
+    experiment.make(c)
 
 
 def test_checkpoints_of_transformers_open_here_and_ours_there(quantized, tmp_path):

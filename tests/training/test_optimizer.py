@@ -10,8 +10,10 @@ import pytest
 import jaxpeft
 from jaxpeft import config, tree
 from jaxpeft.errors import InputError
+from jaxpeft.objectives import Supervised
 from jaxpeft.training import optimizer, scaled_gd
 from jaxpeft.training import step as training
+from jaxpeft.transformer import decoder
 from tests.support.methods import LINEARS
 
 
@@ -136,7 +138,7 @@ def test_noise_on_embeddings_has_its_size_and_follows_seed_and_step():
 
   def losses(alpha, seed=0, steps=2):
     state = training.init_state(theta, tx)
-    step = training.make_step(model.transformer, tx, alpha, seed)
+    step = training.make_step(model.transformer, tx, Supervised(neftune=alpha), seed)
     out = []
     for _ in range(steps):
       state, metrics = step(state, frozen, batch())
@@ -154,7 +156,8 @@ def test_noise_on_embeddings_has_its_size_and_follows_seed_and_step():
   key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)[0]
   size = 5.0 / np.sqrt(24 * net.config.width)
   move = size * jax.random.uniform(key, (*rows.shape, net.config.width), minval=-1.0)
-  small = net.apply({"params": params}, rows, noise=move)
+  stream = decoder.Stream(rows, decoder.full_rows(rows.shape), move)
+  small = decoder.logits(net, params, decoder.hidden(net, params, stream))
   embed = params["embed"]
   one = {**params, "embed": jnp.concatenate([embed, (embed[rows] + move)[0]])}
   wide = net.clone(config=net.config.__class__(

@@ -19,8 +19,8 @@ import safetensors.numpy
 import jaxpeft
 from jaxpeft import assets, tree
 from jaxpeft.data import batches, encode, sources, tokenizer
-from jaxpeft.evaluation import evaluate
-from jaxpeft.objectives import cross_entropy
+from jaxpeft.evaluation import evaluate, intervals
+from jaxpeft.objectives import Supervised, cross_entropy, supervised
 from jaxpeft.training import optimizer
 from jaxpeft.training import step as training
 from tests.support.methods import LINEARS
@@ -160,10 +160,11 @@ def test_held_out_loss_is_over_tokens_not_batches(setup):
   rows = sources.embedded("two_step/test")[:7]
   items = encode.encode(rows, tokenizer.load(assets.TINY), 128, "completion").examples
   fn = training.make_eval(net)
-  want = [training.loss_sum(net, params, batches.to_arrays([[e]], 128)) for e in items]
-  want = sum(float(a) for a, _ in want) / sum(float(b) for _, b in want)
+  rows = [batches.to_arrays([[e]], 128) for e in items]
+  want = [supervised.loss(net, params, row) for row in rows]
+  want = sum(float(x.total) for x in want) / sum(float(x.weight) for x in want)
   for size in (1, 3):
-    got = evaluate.loss(fn, params, items, 128, size)
+    got = evaluate.loss(fn, Supervised(), params, items, 128, size)
     assert got == pytest.approx(want, rel=1e-5)
 
 
@@ -171,7 +172,7 @@ def test_held_out_loss_is_over_tokens_not_batches(setup):
   ("hits", "count", "want"), [(0, 10, (0, 0.2775)), (50, 100, (0.4038, 0.5962))]
 )
 def test_wilson_interval(hits, count, want):
-  np.testing.assert_allclose(evaluate.wilson(hits, count), want, atol=1e-4)
+  np.testing.assert_allclose(intervals.wilson(hits, count), want, atol=1e-4)
 
 
 # ---- the commands ----------------------------------------------------------------
@@ -379,7 +380,7 @@ def test_nothing_compiles_after_the_second_step(setup):
   for i in range(6):
     state, metrics = step(state, frozen, training.split(data[i], 1))
     value = evaluate.loss(
-      fn, tree.combine(state.trainable, frozen), data.rows[0], 192, 2
+      fn, Supervised(), tree.combine(state.trainable, frozen), data.rows[0], 192, 2
     )
     if i == 1:
       assert compiled, "the listener must hear compilations at all"

@@ -8,7 +8,7 @@ import torch
 
 import jaxpeft
 from jaxpeft.generation import decode
-from jaxpeft.training import step as training
+from jaxpeft.objectives import supervised
 from jaxpeft.transformer.attention import Where
 from jaxpeft.transformer.decoder import full_rows
 from tests.support.families import FAMILIES, make, save
@@ -64,7 +64,7 @@ def test_attention_that_tokens_get_equals_transformers(pair):
   queries = [(layer > 0).any(1).sum(1) for layer in layers]  # that see each token
   want = sum(p.sum((1, 2)) / n for p, n in zip(layers, queries, strict=True))
   batch = dict(tokens=jnp.asarray(x)) | full_rows(x.shape)._asdict()
-  got = jax.jit(lambda p: training.token_attention(ours.transformer, p, batch))(
+  got = jax.jit(lambda p: supervised.token_attention(ours.transformer, p, batch))(
     ours.params
   )
   np.testing.assert_allclose(got, want, rtol=1e-4)

@@ -1,9 +1,10 @@
-"""Benchmarks, one file each: prompt, answer extraction, score.
+"""Benchmarks, one file each: how a problem is asked, and how a text is scored.
 
 A task is a module with
-  prompt(row) -> str
-  cut(text) -> str             the answer, without what follows it
-  RULES                        names of the ways to extract an answer
+  prompt(row, shots=()) -> str    the problem, after solved examples (rows) if any
+  cut(text) -> str                the reply up to where the task stops generating
+  RULES                           names of the ways to extract an answer from a text
+  answer(text, rule) -> str       the extracted answer, for voting
   score(text, row) -> {rule: bool}
 """
 
@@ -17,7 +18,7 @@ def get(name: str):
   """The task of that name.
 
   Raises:
-    InputError: if there is none.
+    InputError: if there is no such task.
   """
   if name not in TASKS:
     raise unknown("task", name, TASKS)

@@ -5,6 +5,7 @@ deletions (18.0 is not 18).
 """
 
 import re
+from collections.abc import Sequence
 
 from jaxpeft.data import sources
 from jaxpeft.errors import InputError
@@ -17,8 +18,21 @@ INVALID = "[invalid]"
 RULES = ("strict", "flexible")
 
 
-def prompt(row: dict) -> str:
-  """The question as it is trained on, and as the harness words it without examples."""
+def prompt(row: dict, shots: Sequence[dict] = ()) -> str:
+  """The question as the harness words it, after solved examples if there are `shots`.
+
+  Without shots it is also the prompt that training uses.
+
+  Raises:
+    InputError: a row that is no problem with an answer in GSM8K's format.
+  """
+  _check(row)
+  solved = ["".join(sources.prompt_and_completion(x, "question/answer")) for x in shots]
+  question = sources.prompt_and_completion(row, "question/answer")[0]
+  return "\n\n".join([*solved, question])
+
+
+def _check(row: dict):
   if not ("question" in row and "answer" in row):
     raise InputError(
       f"task gsm8k needs rows with question and answer, not {sorted(row)}; "
@@ -29,7 +43,6 @@ def prompt(row: dict) -> str:
       "task gsm8k scores the number behind '#### ', which this answer lacks: "
       f"{str(row['answer'])[-60:]!r}; correct data.eval, or set eval.task=''"
     )
-  return sources.prompt_and_completion(row, "question/answer")[0]
 
 
 def cut(text: str) -> str:
@@ -51,13 +64,15 @@ def flexible(text: str) -> str:
   return next(filter(None, found[-1])).strip() if found else INVALID
 
 
+def answer(text: str, rule: str = "strict") -> str:
+  """The number that a rule finds in a text, or `INVALID`."""
+  return {"strict": strict, "flexible": flexible}[rule](text)
+
+
 def score(text: str, row: dict) -> dict[str, bool]:
   """Whether the text's answer is the row's, by either rule."""
   gold = _bare(row["answer"])
-  return {
-    "strict": _bare(strict(text)) == gold,
-    "flexible": _bare(flexible(text)) == gold,
-  }
+  return {rule: _bare(answer(text, rule)) == gold for rule in RULES}
 
 
 def _bare(text: str) -> str:

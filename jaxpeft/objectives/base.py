@@ -1,0 +1,56 @@
+"""What is trained on what: the contract of an objective.
+
+An objective is a frozen dataclass of options, found by name (`config.objective.name`).
+It turns rows of its data format into examples, examples into arrays, and arrays into a
+loss. Planning, training and evaluation all go through these functions, so that a new
+objective is one file and one line in the package's registry.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+
+class Loss(NamedTuple):
+  """Sums over a batch: those of microbatches and devices add up to the whole's."""
+
+  total: jax.Array  # float32[]: the loss, summed over what it is taken on
+  weight: jax.Array  # float32[]: what the total is divided by, e.g. supervised tokens
+  metrics: dict[str, jax.Array]  # name -> float32[], divided by the weight as well
+
+
+class Objective(Protocol):
+  """Methods of an objective; see the module docstring."""
+
+  @property
+  def random(self) -> bool:
+    """Whether the training loss needs a PRNG key."""
+    ...
+
+  def encode(self, rows: list[dict], tokenizer, max_tokens: int, source: str):
+    """Examples of a list of rows, as `data.encode.Encoded`.
+
+    Raises:
+      InputError: a row that is not in the objective's format.
+    """
+    ...
+
+  def batch(self, rows: list, max_tokens: int) -> dict[str, Any]:
+    """Arrays [B, ...] of rows of examples; planning takes its shapes from here."""
+    ...
+
+  def scored(self, tokens: int) -> int:
+    """How many of a row's tokens have logits while training; for planning."""
+    ...
+
+  def loss(self, net, params, batch: dict, key=None) -> Loss:
+    """The loss of one batch.
+
+    Args:
+      net: the `Transformer`.
+      params: its parameters, adapted.
+      batch: arrays as `batch` makes them.
+      key: PRNG key of what is left to chance while training. None: the loss as it is
+        evaluated, without noise and over all tokens.
+    """
+    ...
