@@ -28,7 +28,7 @@ def main(argv):
     raise InputError("which run? Give --config=configs/NAME.py")
   config = parsed.config.lock()
   cli.join(parsed, config)  # before JAX has devices
-  name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
+  name = pathlib.Path(config_file.path(flags.FLAGS)).stem
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   import jax

@@ -45,11 +45,11 @@ def one_clear_line():
     raise
 
 
-def help_first(argv: list[str], about: str) -> list[str]:
+def help_first(argv: list[str], about: str | None) -> list[str]:
   """`argv`, unless it asks for help: then prints all flags and options, and exits."""
   if not {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
     return argv
-  print(f"{about.strip()}\n\nflags:")
+  print(f"{(about or '').strip()}\n\nflags:")
   skipped = ("absl", "tensorflow", "ml_collections")
   for module, found in sorted(flags.FLAGS.flags_by_module_dict().items()):
     if not module.startswith(skipped):

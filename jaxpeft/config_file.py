@@ -26,6 +26,11 @@ def load(path: str, changes: list[str]):
   return parse(argv, values).config
 
 
+def path(values) -> str:
+  """The file that --config names."""
+  return values["config"].config_filename
+
+
 def parse(argv: list[str], values=flags.FLAGS):
   """absl's flags from the command line.
 
@@ -60,7 +65,7 @@ def parse(argv: list[str], values=flags.FLAGS):
     try:  # a file that cannot be loaded fails when an attribute is asked for
       getattr(values.config, "is_locked", None)
     except OSError as e:
-      name = values["config"].config_filename
+      name = path(values)
       reason = " ".join(str(e.__cause__ or e).split())
       raise InputError(f"cannot load --config={name}: {reason}") from e
   if len(rest) > 1:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpeft import adapters, console, model, objectives, options, run_data, tree
+from jaxpeft import adapters, console, objectives, options, run_data, tree
+from jaxpeft import model as models
 from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.errors import InputError
 from jaxpeft.generation.ask import LocalAsk
@@ -28,7 +29,7 @@ class Prepared(NamedTuple):
   objective: objectives.Objective
   tx: Any  # the gradient transformation
   rate: Any  # step -> learning rate
-  base: model.Model
+  base: models.Model
   data: Data
 
 
@@ -36,7 +37,7 @@ class Experiment(NamedTuple):
   """Everything that a run needs, ready for its first step."""
 
   config: Any
-  model: model.Model  # without parameters: they are in `state` and `frozen`
+  model: models.Model  # without parameters: they are in `state` and `frozen`
   objective: objectives.Objective
   tx: Any  # the gradient transformation
   rate: Any  # step -> learning rate
@@ -54,7 +55,7 @@ class Experiment(NamedTuple):
     net = self.model.transformer
     return step.make_step(net, self.tx, self.objective, self.config.seed)
 
-  def adapted(self, trainable=None) -> model.Model:
+  def adapted(self, trainable=None) -> models.Model:
     """The adapted model; None takes the trainable partition of `state`."""
     trainable = self.state.trainable if trainable is None else trainable
     return self.model.replace(params=tree.combine(trainable, self.frozen))
@@ -71,7 +72,7 @@ def enter_mesh(mesh):
     jax.set_mesh(mesh)
 
 
-def ask(config, tuned: model.Model, label: str = "answers") -> LocalAsk:
+def ask(config, tuned: models.Model, label: str = "answers") -> LocalAsk:
   """The model as the evaluation asks it."""
   e = config.eval
   return LocalAsk(
@@ -80,7 +81,7 @@ def ask(config, tuned: model.Model, label: str = "answers") -> LocalAsk:
   )  # fmt: skip
 
 
-def prepare(config, base: model.Model | None = None) -> Prepared:
+def prepare(config, base: models.Model | None = None) -> Prepared:
   """Everything of a run that can fail on its options, its model or its data.
 
   Options come first, then data, then the model, which may take minutes to read.
@@ -135,12 +136,12 @@ def abstract(config, devices) -> Experiment:
   """
   options.check(config)
   m, t = config.model, config.train
-  net, _ = model.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
+  net, _ = models.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
   objective = objectives.from_config(config)
   tx, rate = optimizer.make(t.steps, **config.optim)
 
   def start():
-    params = model.init(net, 0)
+    params = models.init(net, 0)
     return _assemble(config, nf4.quantize_tree(params) if m.quantize else params, tx)
 
   state, frozen = jax.eval_shape(start)
@@ -156,17 +157,17 @@ def abstract(config, devices) -> Experiment:
   state, frozen = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trees, places
   )
-  bare = model.Model(net, None, None, m.source)  # type: ignore[arg-type]
+  bare = models.Model(net, None, None, m.source)
   found = Data([empty], [], [], [])
   return Experiment(config, bare, objective, tx, rate, state, frozen, {}, found)
 
 
-def read_base(config) -> model.Model:
+def read_base(config) -> models.Model:
   """The model of `config.model`, not adapted, on the mesh in force."""
-  return model.load(**config.model, seed=config.seed)
+  return models.load(**config.model, seed=config.seed)
 
 
-def check(config, base: model.Model, tx=None):
+def check(config, base: models.Model, tx=None):
   """Refuses, before anything is written, what would only fail later.
 
   Args:
@@ -188,7 +189,7 @@ def check(config, base: model.Model, tx=None):
     jax.eval_shape(lambda params: _assemble(config, params, tx), base.params)
 
 
-def load_run(workdir_, config=None, base_model=None) -> model.Model:
+def load_run(workdir_, config=None, base_model=None) -> models.Model:
   """The adapted model that a finished run left: its adapter, on its base.
 
   Args:
@@ -220,7 +221,7 @@ def _assemble(config, params, tx):
   return step.init_state(trainable, tx), frozen
 
 
-def _adapt(config, base: model.Model, given=None, start=None):
+def _adapt(config, base: models.Model, given=None, start=None):
   """(trainable, frozen, meta) of a base adapted by `config.adapt`.
 
   Args:
@@ -244,7 +245,7 @@ def _adapt(config, base: model.Model, given=None, start=None):
 def _gradients(config, base, rules, given) -> dict:
   """Gradients of the weights whose adapters start from them."""
   found = adapters.match(base.params, rules)
-  needy = {path: a.batches for path, a in found.items() if a.needs_gradient}
+  needy = {p: getattr(a, "batches", 1) for p, a in found.items() if a.needs_gradient}
   out = {}
   for count in sorted(set(needy.values())):
     console.note(f"gradient of {count} batches, from which the adapter starts ...")

@@ -39,7 +39,7 @@ class Model:
 
   transformer: Transformer
   params: Any
-  tokenizer: tokenizers.Tokenizer
+  tokenizer: Any
   name: str
 
   @property

@@ -50,11 +50,15 @@ def use(code: pathlib.Path, run_dir: pathlib.Path, out: pathlib.Path):
 
 
 def metrics(path: pathlib.Path) -> list[dict]:
-  """The lines of a metrics file without what is measured, in one order."""
+  """The lines of a metrics file without what is measured, in one order of keys."""
+  out = (*MEASURED, INTERVAL)
   lines = map(json.loads, path.read_text().splitlines())
-  return [
-    {k: x for k, x in sorted(line.items()) if k not in MEASURED} for line in lines
-  ]
+  return [{k: x for k, x in sorted(line.items()) if k not in out} for line in lines]
+
+
+def report(path: pathlib.Path) -> dict:
+  """What eval.py wrote, without the interval."""
+  return {k: x for k, x in json.loads(path.read_text()).items() if k != INTERVAL}
 
 
 def set_back(run_dir: pathlib.Path, to: pathlib.Path):

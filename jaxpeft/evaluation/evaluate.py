@@ -29,13 +29,13 @@ def answers(ask: Ask, rows: list[dict], task: str) -> Answers:
     rows: problems of the task.
     task: a name in `tasks.TASKS`.
   """
-  task = tasks.get(task)
-  prompts = [task.prompt(row) for row in rows]
+  found = tasks.get(task)
+  prompts = [found.prompt(row) for row in rows]
   replies = ask([Request(prompt) for prompt in prompts])
   records = []
   for prompt, reply, row in zip(prompts, replies, rows, strict=True):
-    text = task.cut(reply.text)
-    records.append(dict(prompt=prompt, text=text, correct=task.score(text, row)))
+    text = found.cut(reply.text)
+    records.append(dict(prompt=prompt, text=text, correct=found.score(text, row)))
   rules = records[0]["correct"].keys()
   hits = {rule: sum(r["correct"][rule] for r in records) for rule in rules}
   return Answers(

@@ -32,16 +32,16 @@ def save_hf(
   """
   if quantize not in (None, "", "nf4"):
     raise unknown("quantize", quantize, ("nf4",))
-  dtype = jnp.dtype(dtype or model.transformer.dtype)
+  to = jnp.dtype(dtype or model.transformer.dtype)
 
   def finish(path, w):
-    w = adapters.merge(w, dtype)
+    w = adapters.merge(w, to)
     if quantize and nf4.takes(path) and not is_node(w):
       nf4.check(path, w.shape)
       w = nf4.quantize(w)
     if quantize and is_node(w):
-      return dataclasses.replace(w, dtype=dtype)
-    return dense(w).astype(dtype)
+      return dataclasses.replace(w, dtype=to)
+    return dense(w).astype(to)
 
   hf_write.save(directory, model.config, model.params, model.tokenizer, finish)
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxpeft.data.encode import Encoded
+
 
 class Loss(NamedTuple):
   """Sums over a batch: those of microbatches and devices add up to the whole's."""
@@ -27,8 +29,10 @@ class Objective(Protocol):
     """Whether the training loss needs a PRNG key."""
     ...
 
-  def encode(self, rows: list[dict], tokenizer, max_tokens: int, source: str):
-    """Examples of a list of rows, as `data.encode.Encoded`.
+  def encode(
+    self, rows: list[dict], tokenizer, max_tokens: int, source: str
+  ) -> Encoded:
+    """Examples of a list of rows.
 
     Raises:
       InputError: a row that is not in the objective's format.

@@ -47,11 +47,11 @@ class Supervised:
     """Whether the training loss needs a PRNG key."""
     return bool(self.neftune) or self.selection.fraction < 1
 
-  def encode(self, rows, tokenizer, max_tokens: int, source: str):
+  def encode(self, rows: list[dict], tokenizer, max_tokens: int, source: str):
     """Examples of prompts and completions, conversations, ...; see `data.sources`."""
     return encode.encode(rows, tokenizer, max_tokens, self.loss_on, source)
 
-  def batch(self, rows, max_tokens: int):
+  def batch(self, rows: list, max_tokens: int):
     """Arrays [B, max_tokens] of packed examples; see `data.batches.to_arrays`."""
     return batches.to_arrays(rows, max_tokens)
 
@@ -59,7 +59,7 @@ class Supervised:
     """How many of a row's tokens have logits: those that carry gradient."""
     return self.selection.count(tokens)
 
-  def loss(self, net, params, batch, key=None) -> Loss:
+  def loss(self, net, params, batch: dict, key=None) -> Loss:
     """The summed cross-entropy and the number of supervised tokens."""
     if key is None:
       return loss(net, params, batch)

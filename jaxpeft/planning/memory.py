@@ -97,7 +97,7 @@ def plan(config, target: str = "cpu") -> Plan:
     rows, length = t.batch_size // t.accumulate, config.data.max_tokens
     sharding.check(net.config, rows, length, bool(config.model.quantize))
     lowered = exp.make_step().lower(exp.state, exp.frozen, batch)
-  compiled = lowered.compile(targets.compiler_options(target))
+  compiled = lowered.compile(dict(targets.compiler_options(target)))
   leaves = jax.tree.leaves(exp.frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
   packed = [x for x in leaves if is_node(x)]
   return Plan(
@@ -109,10 +109,10 @@ def plan(config, target: str = "cpu") -> Plan:
     trainable=_bytes(exp.state.trainable),
     optimizer=_bytes(exp.state.opt),
     batch=_bytes(batch),
-    temporaries=compiled.memory_analysis().temp_size_in_bytes,
+    temporaries=compiled_bytes.temporary(compiled),
     total=compiled_bytes.planned(compiled),
     traced={} if many else count(exp),
-    collectives=collectives.of(compiled.as_text()) if many else [],
+    collectives=collectives.of(compiled.as_text() or "") if many else [],
     flops=(compiled.cost_analysis() or {}).get("flops"),
     weights=sum(x.size for x in jax.tree.leaves(model.shapes(net.config))),
   )

@@ -13,6 +13,11 @@ def planned(compiled) -> int:
   )
 
 
+def temporary(compiled) -> int:
+  """Bytes of a compiled program's temporaries."""
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
 def live_peak(device) -> int | None:
   """The most bytes in use so far, where the backend reports them."""
   return (device.memory_stats() or {}).get("peak_bytes_in_use")

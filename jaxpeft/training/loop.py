@@ -83,6 +83,7 @@ class Loop:
     t = self.config.train
     step = first = int(state.step)
     stop, found = distributed.Stop(), []
+    hold_out = self.hold_out
     bar = log.Progress(t.steps, step)
     while step < t.steps and not best.ends(t.patience):
       batch = self.batch(step)
@@ -106,15 +107,15 @@ class Loop:
         if not found[0] and step - first >= min(t.steps, 20):
           self.store.close()
           raise InputError(token_selection.NONE_SUPERVISED)
-      if self.hold_out and held:
-        self._hold_out(state, step, best)
+      if hold_out and held:
+        self._note_held_out(hold_out(state), state, step, best)
         bar.restart()
       if saved:
         self.save(state, best)
       if leave:
         self.store.close()
         bar.close()
-        raise Stopped(step, stop.number)
+        raise Stopped(step, stop.number or 0)
     bar.close()
     self.save(state, best)
     self.store.close()
@@ -140,8 +141,7 @@ class Loop:
     shown = {name: x for name, x in metrics.items() if name != "bad_step"}
     self.logs.write(step, **shown, lr=lr, tokens_per_s=speed)
 
-  def _hold_out(self, state, step: int, best: Best):
-    value = self.hold_out(state)
+  def _note_held_out(self, value: float, state, step: int, best: Best):
     self.logs.write(step, eval_loss=value)
     console.note(f"step {step}: held-out loss {value:.4f}")
     if best.update(step, value) and self.config.train.keep_best:

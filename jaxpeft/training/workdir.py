@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -92,8 +93,8 @@ def _write_or_check(workdir, text, write):
     )
 
 
-def read_config(workdir) -> config_dict.ConfigDict:
-  """The resolved config of a run.
+def read_config(workdir) -> Any:
+  """The resolved `ConfigDict` of a run.
 
   Raises:
     InputError: if the directory is no run.
