@@ -1,4 +1,4 @@
-"""A file of configs/, with `--config.KEY=VALUE` changed."""
+"""Loads a config file such as those in configs/, and applies --config.KEY=VALUE."""
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -7,11 +7,11 @@ from jaxpeft.errors import InputError
 
 
 def define_flag(values=flags.FLAGS, argv=None):
-  """Declares --config, a file in configs/ whose keys --config.KEY overrides.
+  """Declares the flag --config, whose keys --config.KEY=VALUE overrides.
 
   Args:
-    values: where to.
-    argv: in which to look for those keys; None is the command line.
+    values: the absl flags to which it is added.
+    argv: arguments that may hold --config.KEY; None is the command line.
   """
   about = "A file of configs/; --config.KEY=VALUE changes a key."
   config_flags.DEFINE_config_file(
@@ -20,22 +20,31 @@ def define_flag(values=flags.FLAGS, argv=None):
 
 
 def load(path: str, changes: list[str]):
-  """The config of a file, with `--config.KEY=VALUE` changed; errors as of `parse`."""
+  """The config of a file after changes; raises like `parse`.
+
+  Args:
+    path: a file like those in configs/.
+    changes: arguments "--config.KEY=VALUE".
+  """
   values, argv = flags.FlagValues(), ["", f"--config={path}", *changes]
   define_flag(values, argv)
   return parse(argv, values).config
 
 
 def path(values) -> str:
-  """The file that --config names."""
+  """The path that --config names."""
   return values["config"].config_filename
 
 
 def parse(argv: list[str], values=flags.FLAGS):
-  """absl's flags from the command line.
+  """absl's flags, parsed from a command line.
 
+  Args:
+    argv: the command line, the program's name first.
+    values: the flags that were declared.
   Raises:
-    InputError: for an unknown flag or key, or a value of another type.
+    InputError: an unknown flag or key, a value of the wrong type, or a config file that
+      cannot be loaded.
   """
   if values is flags.FLAGS:
     app.define_help_flags()
@@ -57,12 +66,12 @@ def parse(argv: list[str], values=flags.FLAGS):
     if key is not None:
       known = str(key.args[0]).replace("\n", ". ")
       raise InputError(
-        f"command line: the config has no key {known}; an option of an adapter or "
-        "optimizer that its config file does not name has to be added there first"
+        f"command line: the config has no key {known}; an option of an adapter or an "
+        "optimizer that the config file does not set has to be added there first"
       ) from e
     raise InputError(f"command line: {_first_line(e)}") from e
   if "config" in values:
-    try:  # a file that cannot be loaded fails when an attribute is asked for
+    try:  # the file is loaded lazily: errors appear at the first attribute access
       getattr(values.config, "is_locked", None)
     except OSError as e:
       name = path(values)

@@ -42,15 +42,14 @@ def _matmul_bwd(residuals, g):
   # XLA:CPU would fuse what computes g into a strided transpose of it, for each of the
   # two products again; the barrier has it computed once (benchmarks/train_step.py).
   g = lax.optimization_barrier(g)
-  rows = (tuple(range(x.ndim - 1)),) * 2
-  # The first operand gets transposed: let it be the smaller one.
-  if x.shape[-1] <= g.shape[-1]:
-    dw = lax.dot_general(x, g, (rows, ((), ())), preferred_element_type=w.dtype)
-  else:
-    dw = lax.dot_general(g, x, (rows, ((), ())), preferred_element_type=w.dtype)
-    # XLA would move the transpose back to x; where dw is thin, that costs more.
-    thin = x.shape[-1] >= 4 * g.shape[-1]
-    dw = (lax.optimization_barrier(dw) if thin else dw).T
+  rows = tuple(range(x.ndim - 1))
+  numbers = ((rows, rows), ((), ()))
+  # A trained factor is float32 while activations may be bfloat16: its gradient is
+  # summed in the factor's own type. The first operand gets transposed, so it is the
+  # smaller one.
+  smaller, other = (x, g) if x.shape[-1] <= g.shape[-1] else (g, x)
+  dw = lax.dot_general(smaller, other, numbers, preferred_element_type=w.dtype)
+  dw = dw if smaller is x else dw.T
   return lax.dot_general(g, w.astype(g.dtype), (((g.ndim - 1,), (1,)), ((), ()))), dw
 
 

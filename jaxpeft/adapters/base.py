@@ -38,7 +38,7 @@ from jaxpeft.linear import dense, linear
 class Adapter:
   """What adapters have in common unless they say otherwise (module docstring)."""
 
-  dims: ClassVar[Mapping[str, str]]
+  dims: ClassVar[dict[str, str]]
   matrix_only: ClassVar[bool] = True
   change_rank: ClassVar[int | None] = None
   keeps_base: ClassVar[bool] = True

@@ -150,29 +150,32 @@ def _merge_lora(path, parts, how, density, rank, key):
   if how == "svd" or how.endswith("_svd"):
     weights, own = [w for _, w in parts], [c for _, _, c in pairs]
 
-    def layer(key, factors):
+    def of_updates(key, factors):
       updates = [c * (a @ b) for (a, b), c in zip(factors, own, strict=True)]
       update = rule(key, updates, weights)
       u, s, vt = svd.exact(update)
       n = rank or most
       return u[:, :n] * s[:n], vt[:n]
 
+    combine = of_updates
   else:
     if len({a.shape[-1] for a, _, _ in pairs}) > 1:
       raise InputError(f"adapters on {path} differ in rank; use how={how + '_svd'!r}")
     root = [abs(s) ** 0.5 for s in scales]
     signed = [r if s >= 0 else -r for r, s in zip(root, scales, strict=True)]
 
-    def layer(key, factors):
+    def of_factors(key, factors):
       one, two = jax.random.split(key)
       a = rule(one, [a for a, _ in factors], signed)
       return a, rule(two, [b for _, b in factors], root)
 
+    combine = of_factors
+
   factors = [(a, b) for a, b, _ in pairs]
   if factors[0][0].ndim == 3:
     keys = jax.random.split(key, factors[0][0].shape[0])
-    return _as_lora(parts[0][0], *jax.vmap(layer)(keys, factors))
-  return _as_lora(parts[0][0], *layer(key, factors))
+    return _as_lora(parts[0][0], *jax.vmap(combine)(keys, factors))
+  return _as_lora(parts[0][0], *combine(key, factors))
 
 
 def _factors(path, node):

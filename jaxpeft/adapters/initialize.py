@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from jaxpeft.adapters.base import Adapted
@@ -22,10 +23,11 @@ def start(adapter, key, w: tuple, path: str, stacked: bool, bar):
     bar: counts layers that are done.
   """
   mesh = sharding.current()
-  if isinstance(jax.tree.leaves(w)[0], jax.core.Tracer):
+  if isinstance(jax.tree.leaves(w)[0], Tracer):
     init = jax.vmap(adapter.init) if stacked else adapter.init
     key = jax.random.split(key, w[0].shape[0]) if stacked else key
-    return Adapted(*init(key, *w), adapter)
+    frozen, theta = init(key, *w)
+    return Adapted(frozen, theta, adapter)
   if mesh is not None:
     # Waited for: processes must run programs with collectives in one order.
     node = jax.block_until_ready(_on_mesh(adapter, path, stacked, mesh)(key, *w))
@@ -34,9 +36,11 @@ def start(adapter, key, w: tuple, path: str, stacked: bool, bar):
       node.frozen["w"] = w[0]
     return node
   if stacked:
-    return Adapted(*_by_layer(adapter, key, w, bar), adapter)
+    frozen, theta = _by_layer(adapter, key, w, bar)
+    return Adapted(frozen, theta, adapter)
   bar.update()
-  return Adapted(*adapter.init(key, *w), adapter)
+  frozen, theta = adapter.init(key, *w)
+  return Adapted(frozen, theta, adapter)
 
 
 def _by_layer(adapter, key, w, bar):

@@ -1,8 +1,9 @@
-"""Singular value decomposition with canonical signs, a disk cache and a fingerprint.
+"""Singular value decomposition with canonical signs and a disk cache.
 
-Signs are arbitrary in an SVD, and SVFT's off-diagonals and LoRA-XS' core change their
-meaning with them: theta trained on one set of factors is wrong on another. So signs
-are fixed here, and the factors a run was trained on are recognised by `fingerprint`.
+The signs of singular vectors are arbitrary, but the meaning of SVFT's off-diagonals and
+LoRA-XS's core depends on them: a theta that was trained with one set of factors is
+wrong with another. Signs are therefore fixed here, and a run recognizes the factors
+that it was trained with by their fingerprint (`checkpoints.fingerprint`).
 """
 
 import functools
@@ -17,14 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-
-from jaxpeft.parallel import sharding
-
-# Idle threads of OpenBLAS, in which JAX decomposes on a CPU, spin for some 30 ms after
-# every call, and XLA's next product has fewer cores. Read when OpenBLAS is first used.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-_SKETCHES = 4  # numbers per leaf
-_SAMPLED_ROWS = 16  # rows of the last two axes that a sketch reads
+from jax.core import Tracer
 
 
 def svd(w):
@@ -37,7 +31,7 @@ def svd(w):
   Returns:
     u float32[in, k], s float32[k] descending, vt float32[k, out], k = min(in, out).
   """
-  if isinstance(w, jax.core.Tracer):
+  if isinstance(w, Tracer):
     return exact(w)
   path = cache_dir() / f"{_digest(w)}.safetensors"
   if path.exists():
@@ -161,46 +155,6 @@ def cache_dir() -> pathlib.Path:
   return pathlib.Path(root) / "svd"
 
 
-def fingerprint(tree: dict) -> dict[str, list[float]]:
-  """A few numbers per leaf that tell one base, and one choice of factors, from another.
-
-  Random-sign sums over sampled rows, in float32: another checkpoint, a flipped sign
-  or a rotated pair of singular vectors changes them, rounding of another machine
-  does not. Compare with `differences`.
-
-  Args:
-    tree: flat dict of path -> array.
-  """
-  return {path: _sketch(path, leaf) for path, leaf in sorted(tree.items())}
-
-
-def differences(a: dict, b: dict, tolerance: float = 1e-3) -> list[str]:
-  """The paths at which two fingerprints are not of the same arrays."""
-  paths = sorted(a.keys() | b.keys())
-  return [
-    path
-    for path in paths
-    if path not in a
-    or path not in b
-    or not np.allclose(a[path], b[path], rtol=tolerance, atol=tolerance)
-  ]
-
-
-def _sketch(path: str, leaf) -> list[float]:
-  rows = leaf.shape[-2] if leaf.ndim > 1 else 1
-  sample = leaf[..., :: max(1, rows // _SAMPLED_ROWS), :] if leaf.ndim > 1 else leaf
-  sample = sharding.to_host(sample).astype(np.float64).reshape(-1)
-  rng = np.random.default_rng(zlib.crc32(path.encode()))
-  signs = rng.integers(0, 2, (_SKETCHES, 1 + sample.size // 64), np.int8) * 2 - 1
-  # Signs repeat by outer product, so that a sketch of a large leaf stays cheap.
-  inner = rng.integers(0, 2, (_SKETCHES, 64), np.int8) * 2 - 1
-  padded = np.zeros(signs.shape[1] * 64)
-  padded[: sample.size] = sample
-  sums = np.einsum("sa,ab,sb->s", signs, padded.reshape(-1, 64), inner, optimize=True)
-  norm = np.linalg.norm(sample)
-  return [float(f"{x:.6g}") for x in (norm, *(sums / max(1.0, norm)))]
-
-
 def _digest(w) -> str:
   w = np.asarray(w)
   header = f"svd-v2 {w.dtype} {w.shape} ".encode()
@@ -211,7 +165,7 @@ def _crc32(arrays: dict) -> int:
   """Of u, s and vt."""
   value = 0
   for name in ("u", "s", "vt"):
-    value = zlib.crc32(np.ascontiguousarray(arrays[name]), value)
+    value = zlib.crc32(np.ascontiguousarray(arrays[name]).data, value)
   return value
 
 

@@ -42,7 +42,8 @@ def low_rank(path: str, node: Adapted, base=None, rank: int | None = None) -> Lo
   name = type(adapter).__name__
   pair = adapter.lora(node.frozen, node.theta)
   if pair is not None and (rank is None or rank >= own):
-    return LowRank(*pair, 0.0)
+    a, b = pair
+    return LowRank(a, b, 0.0)
   if rank is None and own is None:
     raise InputError(
       f"{name} on {path} changes the weight by more than a low rank; give a rank for "

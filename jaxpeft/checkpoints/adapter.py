@@ -12,7 +12,8 @@ import safetensors
 import safetensors.numpy
 
 from jaxpeft import adapters, tree
-from jaxpeft.adapters import frozen_factors, svd
+from jaxpeft.adapters import frozen_factors
+from jaxpeft.checkpoints import fingerprint as fingerprints
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed, sharding
 
@@ -64,9 +65,9 @@ def _write(directory: pathlib.Path, flat: dict, meta: dict):
 
 
 def fingerprint(frozen) -> dict:
-  """What tells one frozen partition from another; `svd.fingerprint` of its leaves."""
+  """What tells one frozen partition from another."""
   flat = tree.flatten(frozen)
-  return svd.fingerprint(
+  return fingerprints.fingerprint(
     {p: x for p, x in flat.items() if not frozen_factors.is_marked(p)}
   )
 
@@ -145,7 +146,7 @@ def _check_shapes(directory, flat: dict, want: dict):
 
 def check_base(saved: dict, now: dict, place):
   """Raises InputError if two fingerprints are of different frozen partitions."""
-  different = svd.differences(saved, now)
+  different = fingerprints.differences(saved, now)
   if different:
     shown = ", ".join(different[:3]) + (" ..." if len(different) > 3 else "")
     raise InputError(

@@ -8,12 +8,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import safetensors
-import safetensors.numpy
 import tqdm
 
 from jaxpeft.checkpoints import bnb, hf_config, hf_read
 from jaxpeft.checkpoints.hf_names import TOP, places
+from jaxpeft.checkpoints.reader import SafetensorsReader
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
@@ -100,10 +99,10 @@ def load(
   """
   directory = pathlib.Path(directory)
   found = places(config, groups)
-  files = _files(directory)
+  reader = SafetensorsReader(directory)
   wanted = {name for place in found.values() for name in place.tensors}
-  have = {name for name in files if not _BUFFERS.fullmatch(name)}
-  packed = bnb.names(files)
+  have = {name for name in reader.shapes if not _BUFFERS.fullmatch(name)}
+  packed = bnb.names(reader.shapes)
   if packed and not quantize:
     raise InputError(f"{directory} holds 4-bit weights: load it with quantize='nf4'")
   have -= {part for name in packed for part in bnb.parts(name)}
@@ -112,10 +111,12 @@ def load(
   problems = [f"missing {name}" for name in sorted(wanted - have)]
   problems += [f"unexpected {name}" for name in sorted(have - wanted)]
   problems += [
-    f"{name} is {list(files[name][1])}, not {list(place.theirs)}"
+    f"{name} is {list(reader.shapes[name])}, not {list(place.theirs)}"
     for place in found.values()
     for name in place.tensors
-    if name in files and name not in packed and tuple(files[name][1]) != place.theirs
+    if name in reader.shapes
+    and name not in packed
+    and reader.shapes[name] != place.theirs
   ]
   if problems:
     more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -130,7 +131,7 @@ def load(
       four_bits = quantize and nf4.takes(path)
       where = on and _sharding(path, place, four_bits, dtype, on)
       read = functools.partial(hf_read.read_nf4, path) if four_bits else hf_read.read
-      flat[path] = read(place, files, dtype, where)
+      flat[path] = read(place, reader, dtype, where)
       bar.update(math.prod(place.shape))
   return _nest(flat)
 
@@ -141,31 +142,6 @@ def _sharding(path: str, place, four_bits: bool, dtype: str, on):
   if four_bits:
     leaf = jax.eval_shape(jax.vmap(nf4.quantize), leaf)
   return sharding.shardings({path: leaf}, on)[path]
-
-
-def _files(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, list[int]]]:
-  """{tensor: (file, shape)} of a model directory."""
-  index = directory / "model.safetensors.index.json"
-  if index.exists():
-    try:
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
-      raise InputError(f"{index} is no index of shards: {e}") from e
-    paths = [directory / name for name in names]
-  else:
-    one = directory / "model.safetensors"
-    paths = [one] if one.exists() else sorted(directory.glob("*.safetensors"))
-  if not paths:
-    raise InputError(f"no .safetensors in {directory}; other formats are not read")
-  found = {}
-  for path in paths:
-    try:
-      with safetensors.safe_open(path, "numpy") as f:
-        for name in f.keys():
-          found[name] = (path, f.get_slice(name).get_shape())
-    except (OSError, safetensors.SafetensorError) as e:
-      raise InputError(f"cannot read {path}: {e}") from e
-  return found
 
 
 def _nest(flat: dict) -> dict:

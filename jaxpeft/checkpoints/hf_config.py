@@ -130,7 +130,7 @@ def to_hf(c: ModelConfig, dtype: str) -> dict:
   if c.family == "gemma2":
     hf |= dict(
       hidden_activation=activation,
-      query_pre_attn_scalar=round(c.query_scale**-2),
+      query_pre_attn_scalar=round((c.query_scale or c.head_dim**-0.5) ** -2),
       attn_logit_softcapping=c.attn_softcap,
       final_logit_softcapping=c.final_softcap,
     )

@@ -1,31 +1,32 @@
-"""Leaves of a model from safetensors: whole, or of each process the pieces it holds.
+"""Leaves of a model from a `TensorReader`: whole, or only the pieces of this process.
 
-The host holds what its devices get, and one tensor.
+The host holds what its devices get, and one tensor more.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from jaxpeft.checkpoints import bnb
+from jaxpeft.checkpoints.reader import TensorReader
 from jaxpeft.quantization import nf4
 
 
-def read(place, files, dtype: str, sharding=None):
+def read(place, reader: TensorReader, dtype: str, sharding=None):
   """One leaf, filled tensor by tensor in host memory, then given to the devices.
 
   Args:
     place: a `hf_names.Place`.
-    files: {tensor: (file, shape)}.
+    reader: of the model's tensors.
     dtype: of the leaf.
     sharding: over the devices of a mesh; None is one device.
   """
   if sharding is None:
     leaf = _aligned(place.shape, jnp.dtype(dtype))
     for i, name in enumerate(place.tensors):
-      with safetensors.safe_open(files[name][0], "numpy") as f:
-        place.slot(leaf, i)[...] = f.get_tensor(name)
+      place.slot(leaf, i)[...] = reader.read(name)
     # On a CPU the aligned buffer itself becomes the array: no second copy.
     return jax.device_put(leaf, may_alias=True)
 
@@ -35,39 +36,36 @@ def read(place, files, dtype: str, sharding=None):
     theirs = tuple(slice(x.start, x.stop) for x in inside)
     theirs = theirs[::-1] if place.transpose else theirs
     for i, layer in enumerate(layers):
-      name = place.tensors[layer]
-      with safetensors.safe_open(files[name][0], "numpy") as f:
-        part = f.get_slice(name)[theirs]
+      part = reader.read_slice(place.tensors[layer], theirs)
       out[i] = part.T if place.transpose else part
     return out if place.stacked else out[0]
 
   return _from_pieces(place.shape, sharding, piece)
 
 
-def read_nf4(path: str, place, files, dtype: str, sharding=None):
+def read_nf4(path: str, place, reader: TensorReader, dtype: str, sharding=None):
   """A stack of 4-bit weights; the host holds them and one layer's weight.
 
   Args:
     path: of the leaf.
     place: as for `read`.
-    files: as for `read`.
+    reader: as for `read`.
     dtype: that they stand for.
     sharding: a tree like the stack; None is one device.
   """
-  packed = bnb.names(files)
+  packed = bnb.names(reader.shapes)
   nf4.check(path, place.shape[1:])
 
   def layer(name):
-    with safetensors.safe_open(files[name][0], "numpy") as f:
-      if name in packed:
-        node = bnb.read(name, f.get_tensor, place.theirs, dtype)
-      else:
-        node = nf4.quantize(jnp.asarray(f.get_tensor(name).T).astype(dtype))
+    if name in packed:
+      node = bnb.read(name, reader.read, place.theirs, dtype)
+    else:
+      node = nf4.quantize(jnp.asarray(reader.read(name).T).astype(dtype))
     return jax.tree.map(np.asarray, node)
 
   depth = len(place.tensors)
   if sharding is None:
-    stack = None
+    stack: Any = None
     for i, name in enumerate(place.tensors):
       node = layer(name)
       if stack is None:
@@ -81,7 +79,9 @@ def read_nf4(path: str, place, files, dtype: str, sharding=None):
   )
   leaves, tree = jax.tree.flatten(shapes)
   sharding = jax.tree.leaves(sharding)
-  pieces = [  # {index: this process's piece} of every leaf; no axis of layers is cut
+  pieces: list[
+    dict
+  ] = [  # {index: this process's piece} of every leaf; no axis of layers is cut
     {_key(index): None for index in s.addressable_devices_indices_map(x.shape).values()}
     for x, s in zip(leaves, sharding, strict=True)
   ]

@@ -7,6 +7,7 @@ tensors and gives (adapter, leaves). Theirs are [out, in], ours are [in, out].
 
 import collections
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def write_lora(nodes, bases, rank):
         tensors[f"{name}.lora_magnitude_vector"] = np.asarray(layer.theta["m"])
       sizes[name] = (a.shape[1], float(alpha))
   (r, alpha), _ = collections.Counter(sizes.values()).most_common(1)[0]
-  config = dict(
+  config: dict[str, Any] = dict(
     peft_type="LORA",
     bias="none",
     r=r,
@@ -122,7 +123,7 @@ def _write_vera(nodes, bases, rank):
       tensors[f"{name}.vera_lambda_d"] = ratio * np.asarray(layer.theta["d"])
       tensors[f"{name}.vera_lambda_b"] = np.asarray(layer.theta["e"])
   adapter = next(iter(nodes.values()))[0].adapter
-  config = dict(
+  config: dict[str, Any] = dict(
     peft_type="VERA",
     bias="none",
     r=adapter.rank,
@@ -162,7 +163,9 @@ def _write_ia3(nodes, bases, rank):
       out = "out" in layer.theta
       tensors[f"{name}.ia3_l"] = own[:, None] if out else own[None]
       into += [] if out else [name]
-  config = dict(peft_type="IA3", feedforward_modules=into, init_ia3_weights=True)
+  config: dict[str, Any] = dict(
+    peft_type="IA3", feedforward_modules=into, init_ia3_weights=True
+  )
   return config, tensors, dict.fromkeys(nodes, 0.0)
 
 

@@ -17,6 +17,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxpeft import console, tree
 from jaxpeft.errors import InputError
@@ -114,9 +115,9 @@ class Checkpoints:
       InputError: if it is good, but of another config.
       _Damaged: in all processes, if it is damaged in the eyes of one.
     """
-    place = self._directory / str(step)
+    place = epath.Path(self._directory) / str(step)  # what Orbax's handlers take
     with _same_everywhere():
-      about = ocp.JsonCheckpointHandler().restore(place / "extra")
+      about = dict(ocp.JsonCheckpointHandler().restore(place / "extra"))
       crc32 = about.pop("crc32", None)
       if crc32 is None:
         raise ValueError("it has no checksums")

@@ -7,6 +7,7 @@ Every row holds one or more examples end to end; attention is block-diagonal ove
 import bisect
 import dataclasses
 import functools
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -52,7 +53,7 @@ def to_arrays(rows: list[list[Example]], max_tokens: int) -> dict[str, np.ndarra
     position, segment int32: see `attention.Where`.
   """
   shape = (len(rows), max_tokens)
-  out = {
+  out: dict[str, np.ndarray] = {
     name: np.zeros(shape, np.int32)
     for name in ("tokens", "targets", "position", "segment")
   }
@@ -86,11 +87,13 @@ class Batches:
   max_tokens: int
   batch_size: int
   seed: int
+  _batches: Any = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
     order = grain.MapDataset.source(self.rows).seed(self.seed).shuffle().repeat()
     arrays = functools.partial(to_arrays, max_tokens=self.max_tokens)
-    object.__setattr__(self, "_batches", order.batch(self.batch_size, batch_fn=arrays))
+    made = order.batch(self.batch_size, batch_fn=cast(Any, arrays))
+    object.__setattr__(self, "_batches", made)
 
   @property
   def epoch_steps(self) -> float:

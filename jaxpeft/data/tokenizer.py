@@ -44,7 +44,8 @@ class Tokenizer:
   def encode(self, text: str, bos: bool = False) -> list[int]:
     """Ids of the text, after the beginning-of-text token if `bos` and it has one."""
     ids = self.core.encode(text, add_special_tokens=False).ids
-    return [self.bos_id, *ids] if bos and self.add_bos else ids
+    first = [self.bos_id] if self.bos_id is not None else []
+    return first + ids if bos and self.add_bos else ids
 
   def decode(self, ids, skip_special: bool = True) -> str:
     """The text of the ids."""

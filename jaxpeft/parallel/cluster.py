@@ -112,6 +112,6 @@ def _tasks(text: str, node: int) -> int:
   """Tasks on a node, from SLURM's "2(x3),1": nodes 0 to 2 have two, node 3 has one."""
   counts = []
   for part in text.split(","):
-    number, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
+    number, _, times = part.removesuffix(")").partition("(x")
     counts += [int(number)] * int(times or 1)
   return counts[node]

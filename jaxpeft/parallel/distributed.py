@@ -14,16 +14,18 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 import jax
 from jax._src import distributed as _jax
+from jax.experimental import multihost_utils
 
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import cluster
 
 CRASHED = 17  # exit status after an exception, where there are several processes
 _BAD_INPUT = 2
-_wait_s = None  # as initialize was told
+_wait_s = 900  # seconds; `initialize` sets it
 _numbers = itertools.count()  # keys of the coordination service are used once
 _kept = []  # what C code calls: collected, it would crash
 
@@ -63,7 +65,7 @@ def initialize(
   _wait_s = wait_s
   if _jax.global_state.client is not None:
     raise RuntimeError("distributed.initialize is called twice")
-  timeouts = dict(
+  timeouts: dict[str, Any] = dict(
     heartbeat_timeout_seconds=heartbeat_s,
     initialization_timeout=start_s,
     shutdown_timeout_seconds=end_s,
@@ -158,9 +160,7 @@ class Stop:
     Args:
       step: the steps taken; every process asks once for every step.
     """
-    if self._several and _jax.global_state.preemption_sync_manager.reached_sync_point(
-      step
-    ):
+    if self._several and multihost_utils.reached_preemption_sync_point(step):
       self.number = signal.SIGTERM
     return self.number is not None
 

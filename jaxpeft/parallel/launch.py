@@ -111,7 +111,8 @@ class _Gang:
           stdin=subprocess.DEVNULL,
           start_new_session=True,  # a group to kill; Ctrl-C comes from here, once
           preexec_fn=_die_with_parent(os.getpid()),
-          **dict.fromkeys(sinks, subprocess.PIPE),
+          stdout=subprocess.PIPE if "stdout" in sinks else None,
+          stderr=subprocess.PIPE if "stderr" in sinks else None,
         )
       except OSError as e:
         self.kill()

@@ -1,10 +1,11 @@
-"""How arrays lie on a mesh of devices: one table of paths, logical axes, mesh axes.
+"""How arrays lie on a mesh of devices: two tables, from paths to axes of the mesh.
 
-The mesh has three axes: `data` and `fsdp` cut the rows of a batch, `fsdp` also every
-weight, which is gathered when its layer's turn comes, and the third heads, feed-forward
-and vocabulary. That one is called `tensor`, or `sequence` where it cuts tokens between
-layers as well. All else is XLA's partitioner: the model has constraints, and no
-collective. `jax.set_mesh` puts a mesh in force; without one nothing here does anything.
+The mesh has three axes. `data` and `fsdp` split the rows of a batch; `fsdp` also splits
+every weight, which is gathered when its layer's turn comes; `tensor` splits heads,
+feed-forward width and vocabulary, and is named `sequence` if it also splits tokens
+between layers. XLA's partitioner does the rest: the model has constraints, but no
+collective. `jax.set_mesh` puts a mesh in force; without one, these functions do
+nothing.
 Source: GSPMD, Xu et al. 2021, arXiv:2105.04663; Korthikanti et al. 2022 (sequence).
 """
 
@@ -19,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
 
-# logical axis -> axes of the mesh, of which one that is not there counts nothing
+# logical axis -> axes of the mesh; axes that the mesh does not have are ignored
 TABLE = {
   "batch": ("data", "fsdp"),
   "length": ("sequence",),
@@ -28,7 +29,7 @@ TABLE = {
   "vocab": ("tensor", "sequence"),
   "width": ("fsdp",),
 }
-# end of a leaf's path -> logical axes of the weight [in, out] there
+# end of a weight's path -> logical axes of the weight [in, out]
 WEIGHTS = {
   r"attn/[qkv]": ("width", "heads"),
   r"attn/o": ("heads", "width"),
@@ -39,19 +40,21 @@ WEIGHTS = {
   r"bias/[qkv]": ("heads",),
   r"bias/(gate|up)": ("ff",),
 }
-_SMALL = 2**14  # numbers of a leaf that fsdp leaves whole, unless its weight's axes are
+_SMALL = (
+  2**14
+)  # leaves with fewer elements stay whole on fsdp, unless WEIGHTS splits them
 
 
 def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: bool = False):
   """A mesh over the first devices of all processes; None for a single device.
 
   Args:
-    data: copies of the weights; rows are cut over `data` times `fsdp`.
+    data: copies of the weights; rows are split over `data` times `fsdp`.
     fsdp: pieces of every weight.
-    tensor: pieces of heads, feed-forward and vocabulary.
-    sequence: whether `tensor` cuts the tokens between layers, too.
+    tensor: pieces of heads, feed-forward width and vocabulary.
+    sequence: whether `tensor` also splits the tokens between layers.
   Raises:
-    InputError: sizes that do not fit the devices; -1, once, is what is left of them.
+    InputError: sizes that do not fit the devices. One size may be -1: the rest.
   """
   sizes = fill(dict(data=data, fsdp=fsdp, tensor=tensor), jax.device_count())
   count = math.prod(sizes.values())
@@ -74,10 +77,10 @@ def named(sizes: dict[str, int], sequence: bool, devices) -> Mesh:
 
 
 def fill(sizes: dict[str, int], devices: int) -> dict[str, int]:
-  """Sizes with -1 replaced by what is left of so many devices.
+  """The sizes, with -1 replaced by the number of devices that is left.
 
   Raises:
-    InputError: no such size, or more than there are.
+    InputError: an invalid size, or more devices than there are.
   """
   rest = [name for name, size in sizes.items() if size == -1]
   shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
@@ -93,7 +96,7 @@ def fill(sizes: dict[str, int], devices: int) -> dict[str, int]:
 
 
 def current() -> Mesh | None:
-  """The mesh in force with its devices; None without one, and inside jit."""
+  """The mesh in force, with its devices; None if there is none, and inside jit."""
   try:
     found = jax.sharding.get_mesh()
   except ValueError:  # inside jit
@@ -102,7 +105,7 @@ def current() -> Mesh | None:
 
 
 def check(config, rows: int = 0, tokens: int = 0, quantized: bool = False):
-  """Refuses a model or a batch that the mesh in force cannot cut into equal pieces.
+  """Refuses a model or a batch that the mesh in force cannot split into equal pieces.
 
   Args:
     config: a `ModelConfig`.
@@ -110,7 +113,7 @@ def check(config, rows: int = 0, tokens: int = 0, quantized: bool = False):
     tokens: of a row; 0 is any.
     quantized: whether weights are in 4 bits, which are cut between groups of 128.
   Raises:
-    InputError: names the axis, the dimension, and the sizes that would do.
+    InputError: names the axis, the dimension, and the sizes that divide it.
   """
   group = 128 if quantized else 1
   dimensions = [
@@ -137,16 +140,16 @@ def check(config, rows: int = 0, tokens: int = 0, quantized: bool = False):
 
 
 def cut(*logical: str) -> int:
-  """Into how many pieces the mesh in force cuts these logical axes."""
+  """The number of pieces into which the mesh in force splits these logical axes."""
   return math.prod(_size(axis) for name in logical for axis in TABLE[name])
 
 
 def constrain(x, *logical: str | None):
-  """x with its axes cut as their logical names say; None is whole."""
+  """x with its axes split as their logical names say; None leaves an axis whole."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   axes = [
-    # Less than a piece each: rows or tokens that are few stay whole.
+    # With less than one row or token per piece, the axis stays whole.
     _mesh_axes(name) if name and n >= cut(name) else None
     for name, n in zip(logical, x.shape, strict=True)
   ]
@@ -154,19 +157,19 @@ def constrain(x, *logical: str | None):
 
 
 def stored(tree):
-  """A tree with weights, inside jit, cut as `specs` has them."""
+  """Inside jit: a tree with weights, split as `specs` says."""
   return _constrain_tree(tree, specs)
 
 
 def gathered(tree):
-  """Weights, inside jit, whole but for what `tensor` cuts: in 4 bits, if they are."""
+  """Inside jit: weights gathered over `fsdp`; 4-bit weights are gathered as 4 bits."""
   if _size("fsdp") == 1:
     return tree
   return _constrain_tree(tree, functools.partial(specs, without=("fsdp",)))
 
 
 def replicated(tree):
-  """A tree, inside jit, whole on every device."""
+  """Inside jit: a tree, whole on every device."""
   return _constrain_tree(tree, lambda t: jax.tree.map(lambda _: PartitionSpec(), t))
 
 
@@ -183,10 +186,7 @@ def shardings(tree, on: Mesh):
 
 
 def place(tree):
-  """A tree with weights, put on the mesh in force; as it is without one.
-
-  In several processes every one of them has the whole tree.
-  """
+  """A tree with weights, put on the mesh in force; unchanged if there is none."""
   on = current()
   if on is None:
     return tree
@@ -194,26 +194,26 @@ def place(tree):
 
 
 def place_batch(batch: dict[str, np.ndarray]) -> dict:
-  """Microbatches [n, B, ...] with their rows cut; each process moves its own only."""
+  """Microbatches [n, B, ...] with rows split; each process moves only its own rows."""
   on = current()
   if on is None:
     return batch
   sharding = NamedSharding(on, PartitionSpec(None, _mesh_axes("batch")))
-  # Half the time of device_put, which counts at every step.
-  make = jax.make_array_from_callback
+  make = jax.make_array_from_callback  # half the time of device_put, at every step
   return {key: make(x.shape, sharding, x.__getitem__) for key, x in batch.items()}
 
 
 def to_host(x) -> np.ndarray:
-  """The whole array; in several processes all of them must ask for it."""
-  if isinstance(x, jax.Array) and not x.is_fully_addressable:
-    x = jax.device_put(x, NamedSharding(current(), PartitionSpec()))
+  """The whole array on the host; if there are several processes, all must call this."""
+  on = current()
+  if on is not None and isinstance(x, jax.Array) and not x.is_fully_addressable:
+    x = jax.device_put(x, NamedSharding(on, PartitionSpec()))
   return np.asarray(x)
 
 
 def _put(x, sharding):
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
-    # One after the other: each has collectives, and processes must agree on the order.
+    # One after the other: processes must run collectives in the same order.
     return jax.block_until_ready(jax.device_put(x, sharding))
   if jax.process_count() == 1:
     return jax.device_put(x, sharding)
@@ -222,15 +222,16 @@ def _put(x, sharding):
 
 
 def specs(tree, without: tuple[str, ...] = ()):
-  """`PartitionSpec`s of a tree with weights, adapters, or an optimizer's state of them.
+  """`PartitionSpec`s of a tree with weights, adapters, or an optimizer's state.
 
-  A leaf's axes come from the weight in whose place it stands (`WEIGHTS`), through the
-  letters i and o in the `dims` of the nodes around it. A larger leaf that `fsdp` does
-  not cut this way is cut along its longest other axis. What does not divide is whole.
+  The axes of a leaf follow from the weight in whose place it stands (`WEIGHTS`),
+  through the letters i and o in the `dims` of the nodes around it. A larger leaf that
+  is not split over `fsdp` this way is split along its longest other axis, if that
+  divides.
 
   Args:
-    tree: nested dicts of arrays and weight nodes, also of one layer alone.
-    without: axes of the mesh that are to cut nothing.
+    tree: nested dicts of arrays and weight nodes, also of a single layer.
+    without: axes of the mesh that must not split anything.
   """
 
   def one(path, node):
@@ -246,11 +247,13 @@ def specs(tree, without: tuple[str, ...] = ()):
 
 
 def _letters(node, path) -> str | None:
-  """What the innermost node around a leaf calls its axes; None for a plain array."""
-  letters, dims, outer = "" if path else None, {}, {}
+  """The axis letters of a leaf in its innermost node; None for a plain array."""
+  if not path:
+    return None
+  letters, dims, outer = "", dict[str, str](), dict[str, str]()
   for key in path:
     if hasattr(node, "dims"):
-      # What stands in for a leaf of another node has that leaf's axes as its i and o.
+      # A node in place of another node's leaf has that leaf's axes as i and o.
       dims, outer = node.dims, dict(zip("io", letters, strict=False))
     is_field = hasattr(key, "name")
     letters = dims.get(key.name if is_field else key.key, "")
@@ -260,7 +263,7 @@ def _letters(node, path) -> str | None:
 
 
 def _spec(leaf, letters, axes, without) -> PartitionSpec:
-  """Of one leaf; see `specs`."""
+  """The spec of one leaf; see `specs`."""
   if letters is None or (letters == "io" and len(axes) == 1):
     logical = list(axes)
   else:
@@ -272,26 +275,25 @@ def _spec(leaf, letters, axes, without) -> PartitionSpec:
   lead = ndim - len(logical)
   shape = leaf.shape[lead:]
   cuts = [_mesh_axes(name) if name else () for name in logical]
-  cuts = [c if n % _ways(c) == 0 else () for c, n in zip(cuts, shape, strict=True)]
+  cuts = [
+    c if n % math.prod(map(_size, c)) == 0 else ()
+    for c, n in zip(cuts, shape, strict=True)
+  ]
   free = "fsdp" not in [axis for c in cuts for axis in c] and _size("fsdp") > 1
   if free and math.prod(shape) >= _SMALL:
     order = sorted(range(len(shape)), key=lambda i: -shape[i])
     for i in order:
-      if shape[i] % (_ways(cuts[i]) * _size("fsdp")) == 0:
+      if shape[i] % (math.prod(map(_size, cuts[i])) * _size("fsdp")) == 0:
         cuts[i] = (*cuts[i], "fsdp")
         break
   cuts = [tuple(axis for axis in c if axis not in without) or None for c in cuts]
   while cuts and cuts[-1] is None:
-    cuts.pop()  # as a compiled program names its results, or the next would be another
+    cuts.pop()  # as compiled programs name their results; otherwise steps recompile
   return PartitionSpec(*[None] * lead, *cuts) if cuts else PartitionSpec()
 
 
 def _mesh_axes(logical: str) -> tuple[str, ...]:
   return tuple(axis for axis in TABLE[logical] if _size(axis) > 1)
-
-
-def _ways(axes: tuple[str, ...]) -> int:
-  return math.prod(map(_size, axes))
 
 
 def _size(axis: str) -> int:

@@ -32,5 +32,5 @@ _POSITIVE = """
 _VALUES = np.array(_POSITIVE.split(), np.float32)
 # float32[256], ascending; its negative end has no -1.
 DYNAMIC_MAP = np.concatenate(
-  [-_VALUES[::-1], np.float32([0]), _VALUES, np.float32([1])]
+  [-_VALUES[::-1], np.zeros(1, np.float32), _VALUES, np.ones(1, np.float32)]
 )

@@ -210,7 +210,10 @@ def _by_parts(f, codes, rows: int = 0, ways: int = 1):
     sharding_rule=f"m {inputs}, {weight} -> m o" if rows else f"{weight} -> o {inputs}",
     need_replication_factors=("m", "t") if rows % ways else ("t",),
     reduction_factors=("g",) if rows else (),
-    **dict(g=codes.shape[1] // 64, n=128, b=64, s=2),
+    g=codes.shape[1] // 64,
+    n=128,
+    b=64,
+    s=2,
   )
   return cut
 

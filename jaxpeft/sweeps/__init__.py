@@ -1,1 +1,5 @@
-"""Many runs with an equal tuning budget, side by side."""
+"""Sweeps: many runs, compared at an equal tuning budget per method.
+
+This package may import `experiment` and everything below that, but neither `export`
+nor `planning`.
+"""

@@ -53,7 +53,7 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
   if len(set(names)) < len(names):
     raise InputError(f"two configs have the same name: {names}")
   lrs = [_read_lr(path, extra) for path in configs]
-  out = pathlib.Path(out)
+  folder = pathlib.Path(out)
   total, done = len(configs) * (len(times) + seeds - 1), 0
   rows, raw = [], []
   for name, path, own in zip(names, configs, lrs, strict=True):
@@ -61,7 +61,7 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
     for factor in times:
       done += 1
       console.note(f"compare {done}/{total}: {name}, {factor:g} x lr {own:g}, seed 0")
-      grid.append(_run(path, out / name, own * factor, 0, extra))
+      grid.append(_run(path, folder / name, own * factor, 0, extra))
     best = min(grid, key=_held_out)
     if "diverged" in best:
       raise InputError(f"{name} diverged at every learning rate; lower --times")
@@ -69,7 +69,7 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
     for seed in range(1, seeds):
       done += 1
       console.note(f"compare {done}/{total}: {name}, lr {best['lr']:g}, seed {seed}")
-      runs.append(_run(path, out / name, best["lr"], seed, extra))
+      runs.append(_run(path, folder / name, best["lr"], seed, extra))
       if "diverged" in runs[-1]:
         raise InputError(
           f"{name} diverged with seed {seed} at lr {best['lr']:g}, the best at seed 0; "
@@ -78,10 +78,10 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
     raw += [run | dict(name=name) for run in (*grid, *runs[1:])]
     rows.append(_summary(name, runs, best["lr"] / own, times))
   rows.sort(key=lambda row: -row["accuracy"])
-  (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in raw))
+  (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in raw))
   text = table(rows)
-  (out / "table.md").write_text(text + "\n")
-  plot(rows, out / "pareto.png")
+  (folder / "table.md").write_text(text + "\n")
+  plot(rows, folder / "pareto.png")
   return text
 
 

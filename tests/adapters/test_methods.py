@@ -13,6 +13,7 @@ import pytest
 import jaxpeft
 from jaxpeft import tree
 from jaxpeft.adapters import svd
+from jaxpeft.checkpoints import fingerprint
 from jaxpeft.linear import linear
 from jaxpeft.objectives import supervised
 from jaxpeft.training import step as training
@@ -563,12 +564,14 @@ def test_canonical_signs_undo_a_flip_and_the_fingerprint_sees_one():
   flipped = svd.canonical_signs(u.at[:, 3].mul(-1), s, vt.at[3].mul(-1))
   np.testing.assert_array_equal(flipped[0], u)
   np.testing.assert_array_equal(flipped[2], vt)
-  mark = svd.fingerprint(dict(u=u, vt=vt))
+  mark = fingerprint.fingerprint(dict(u=u, vt=vt))
   noise = 1e-6 * jax.random.normal(jax.random.key(0), u.shape)
-  assert not svd.differences(mark, svd.fingerprint(dict(u=u + noise, vt=vt)))
+  assert not fingerprint.differences(
+    mark, fingerprint.fingerprint(dict(u=u + noise, vt=vt))
+  )
   for i in range(24):
-    changed = svd.fingerprint(dict(u=u.at[:, i].mul(-1), vt=vt.at[i].mul(-1)))
-    assert "u" in svd.differences(mark, changed), i
+    changed = fingerprint.fingerprint(dict(u=u.at[:, i].mul(-1), vt=vt.at[i].mul(-1)))
+    assert "u" in fingerprint.differences(mark, changed), i
 
 
 def test_svd_cache_is_used_and_a_damaged_entry_is_made_again(tmp_path, monkeypatch):

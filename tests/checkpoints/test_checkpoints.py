@@ -231,9 +231,9 @@ def adapted(seed=0, rules=None):
 
 def mark(frozen):
   from jaxpeft import tree
-  from jaxpeft.adapters import svd
+  from jaxpeft.checkpoints import fingerprint as fingerprints
 
-  return svd.fingerprint(tree.flatten(frozen))
+  return fingerprints.fingerprint(tree.flatten(frozen))
 
 
 def test_adapter_files_hold_theta_and_nothing_else(tmp_path):

@@ -3,12 +3,17 @@
 import fcntl
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
+from absl import app, flags
 
+from jaxpeft import experiment  # noqa: F401  (its libraries declare flags)
+from jaxpeft.checkpoints import run_state  # noqa: F401
 from jaxpeft.errors import InputError
+from jaxpeft.parallel import sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
 C = "--config=configs/svft_banded.py"
@@ -148,21 +153,57 @@ def tmp(tmp_path_factory):
   return tmp
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_one_clear_line_and_status_2(name, tmp, tmp_path):
-  words, says = CASES[name]
-  words = [word.replace("{tmp}", str(tmp)) for word in words]
+app.define_help_flags()
+_KNOWN_FLAGS = set(flags.FLAGS)  # of the libraries, all of which are imported by now
+# Cases that also run as processes of their own, as a user starts them.
+SMOKES = ("no config", "wrong key", "corrupt model", "not a run", "export format")
+
+
+def words_of(name, tmp, tmp_path):
+  """What is typed, with a new workdir for training."""
+  words = [word.replace("{tmp}", str(tmp)) for word in CASES[name][0]]
   if words[0] == "train.py" and not any("--workdir" in word for word in words):
     words.append(f"--workdir={tmp_path}/new")
-  got = subprocess.run(
-    [sys.executable, *words], capture_output=True, text=True, cwd=ROOT
-  )
-  assert got.returncode == 2, got.stderr[-2000:]
-  line = got.stderr.strip().split("\n")[-1]
-  assert line.startswith("error: "), got.stderr[-2000:]
-  assert says in line
-  assert "Traceback" not in got.stderr
+  return words
+
+
+def check(name, status, stderr, tmp_path):
+  assert status == 2, stderr[-2000:]
+  line = stderr.strip().split("\n")[-1]
+  assert line.startswith("error: "), stderr[-2000:]
+  assert CASES[name][1] in line
+  assert "Traceback" not in stderr
   assert not (tmp_path / "new").exists(), "nothing is written before the input is good"
+
+
+def run_script(words):
+  """Runs a script, or a module behind -m, as if it were the program."""
+  if words[0] == "-m":
+    return runpy.run_module(words[1], run_name="__main__")
+  return runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_line_and_status_2(name, tmp, tmp_path, monkeypatch, capsys):
+  """In this process: the scripts define their flags anew for every case."""
+  words = words_of(name, tmp, tmp_path)
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(sharding, "mesh", lambda **_: None)  # it would stay in force
+  monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
+  try:
+    with pytest.raises(SystemExit) as end:
+      run_script(words)
+  finally:
+    for flag in set(flags.FLAGS) - _KNOWN_FLAGS:
+      delattr(flags.FLAGS, flag)
+  check(name, end.value.code, capsys.readouterr().err, tmp_path)
+
+
+@pytest.mark.parametrize("name", SMOKES)
+def test_a_process_ends_so_too(name, tmp, tmp_path):
+  command = [sys.executable, *words_of(name, tmp, tmp_path)]
+  got = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+  check(name, got.returncode, got.stderr, tmp_path)
 
 
 def test_a_run_older_than_an_option_has_its_default(tmp_path):
