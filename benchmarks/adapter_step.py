@@ -1,11 +1,12 @@
-"""A training step of every method, relative to LoRA r=16, on the CPU, in one run.
+"""Time and memory of a training step of every method, relative to LoRA r=16, on CPU.
 
   python benchmarks/adapter_step.py [--rounds 5]
 
-The model of benchmarks/train_step.py, adapters on all seven projections, float32. All
-steps are compiled first; then the methods take turns, a step each, so that a machine
-whose speed drifts is fair to all. Memory is the compiled step's temporaries, and what
-is kept for the model: frozen factors beside or instead of the weights.
+It uses the model of benchmarks/train_step.py in float32, with adapters on all seven
+projections. All steps are compiled first. Then the methods take turns, one step each,
+so that drifts in the machine's speed affect all of them alike. "temporaries" is the
+compiled step's plan; "model" counts the weights and the frozen factors that are stored
+besides or instead of them.
 """
 
 import argparse
@@ -40,7 +41,7 @@ METHODS = {
 
 
 def main():
-  """Measures and prints one table."""
+  """Measures, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
@@ -52,7 +53,7 @@ def main():
     for name, own in made.items():
       seconds[name].append(own.step())
   first = next(iter(made))
-  # Pairs of one round: the machine's drift cancels.
+  # Ratios within a round, so that drifts in the machine's speed cancel.
   ratios = {
     name: statistics.median(a / b for a, b in zip(own, seconds[first], strict=True))
     for name, own in seconds.items()

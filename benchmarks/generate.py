@@ -1,11 +1,12 @@
-"""Greedy decoding of ours and of torch + transformers (+ peft), on the CPU, in one run.
+"""Speed of greedy decoding in jaxpeft and in transformers (+ peft), on the CPU.
 
   python benchmarks/generate.py [--rounds 3]
 
-The model of benchmarks/train_step.py, batch 8, prompts of 32 tokens, 128 new tokens,
-float32, no stop tokens; without and with LoRA r=16 beside the weights (not merged, on
-either side). Compilation is not counted: the second call is timed. Each figure comes
-from a process of its own, and the contestants take turns.
+It uses the model of benchmarks/train_step.py in float32, with batch size 8, prompts of
+32 tokens, 128 new tokens and no stop tokens; once without an adapter and once with LoRA
+r=16, which neither side merges into the weights. Compilation is not counted, because
+the first call is not timed. Each figure comes from its own process, and the contestants
+take turns.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def timed(call, repeats: int = 3) -> list[float]:
 
 
 def ours(lora: bool) -> list[float]:
-  """jaxpeft."""
+  """Seconds of each call to jaxpeft."""
   import jax
   import numpy as np
 
@@ -57,7 +58,7 @@ def ours(lora: bool) -> list[float]:
 
 
 def peer(lora: bool) -> list[float]:
-  """torch + transformers, with peft where LoRA is asked for."""
+  """Seconds of each call to torch + transformers, and peft if `lora`."""
   import torch
 
   model = peer_model(lora).eval()

@@ -1,8 +1,9 @@
-"""Host memory of loading a model sharded over processes: each holds its part.
+"""Host memory of each process while a model is loaded sharded over processes.
 
-Writes a random Llama of about a gigabyte as a checkpoint, and loads it in 1, 2 and 4
-processes of one CPU device each, whose memory is the host's. Printed is the largest
-growth of a process's own memory (not the pages of mapped files) while it loads.
+The benchmark writes a random Llama of about 1 GB as a checkpoint, then loads it in 1, 2
+and 4 processes with one CPU device each, whose device memory is host memory. It prints
+the largest growth of any process's anonymous memory (without the pages of mapped files)
+during loading.
 
   python benchmarks/load_sharded.py [--quantize=nf4]
 """
@@ -18,21 +19,21 @@ import time
 
 from absl import app, flags
 
-flags.DEFINE_string("quantize", None, "None, or nf4.")
-flags.DEFINE_string("member", None, "A process of the benchmark: the model to load.")
+flags.DEFINE_string("quantize", None, "Empty, or nf4.")
+flags.DEFINE_string("member", None, "Internal: the model that this process loads.")
 
 SHAPE = dict(vocab_size=16_384, width=1536, depth=24, heads=12, kv_heads=12,
              head_dim=128, ff=4096, max_positions=128)  # fmt: skip
 
 
 def own_bytes() -> int:
-  """Memory of this process that is no file's."""
+  """Bytes of anonymous memory of this process, without mapped files. Linux only."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   return next(int(x.split()[1]) for x in lines if x.startswith("RssAnon")) * 1024
 
 
 def member(directory: str, quantize: str | None):
-  """Loads in this process, and prints what it took."""
+  """Loads the model in this process, and prints the growth of its memory."""
   from jaxpeft.parallel import distributed
 
   distributed.initialize()
@@ -45,7 +46,7 @@ def member(directory: str, quantize: str | None):
   mesh = sharding.mesh()
   if mesh is not None:
     jax.set_mesh(mesh)
-  if quantize:  # its compiler's memory is not the loader's
+  if quantize:  # compile first: the compiler's memory is not the loader's
     jax.block_until_ready(nf4.quantize(jax.numpy.zeros((128, 128))))
   most, done = [own_bytes()], threading.Event()
   before = most[0]

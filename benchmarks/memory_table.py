@@ -1,10 +1,10 @@
-"""What a training step of a LLaMA2-7B shape needs, compiled: methods, remat, tokens.
+"""Compiled memory of a LLaMA2-7B training step, by method, remat and token selection.
 
   python benchmarks/memory_table.py --target=h100
 
-bfloat16, one row of 2,048 tokens, Adam on what is trained; LoRA r=8 on the MLP as in
-TokenTune's own runs. Nothing runs and no weight exists: these are the compiler's plans.
-With `--all` every row; without, those of 4 bits.
+The setting is bfloat16, one row of 2,048 tokens, Adam on the trained parameters, and
+LoRA r=8 on the MLP as in TokenTune's own runs. Nothing runs and no weights exist: the
+numbers are the compiler's memory plans. Without --all, only the NF4 rows are compiled.
 """
 
 import sys
@@ -13,11 +13,15 @@ from absl import app, flags
 
 from jaxpeft.planning import memory, targets
 
-flags.DEFINE_string("target", "cpu", "As in jaxpeft.targets.")
-flags.DEFINE_integer("tokens", 2048, "Tokens in the row.")
-flags.DEFINE_bool("all", False, "Also those over 16 bits, and full fine-tuning.")
+flags.DEFINE_string(
+  "target", "cpu", "Devices to compile for, see jaxpeft/planning/targets.py."
+)
+flags.DEFINE_integer("tokens", 2048, "Number of tokens in the row.")
+flags.DEFINE_bool(
+  "all", False, "Also compile the rows with 16-bit weights, and full fine-tuning."
+)
 
-# name, method, in 4 bits, fraction of the tokens that carry gradient
+# name, method, whether the base is in NF4, fraction of tokens that carry gradient
 ROWS = (
   ("full fine-tuning", "Full", False, 1.0),
   ("full, 10 % of tokens", "Full", False, 0.1),
@@ -31,7 +35,7 @@ REMAT = ("none", "layer", "segments")
 
 
 def configure(method: str, in_4_bits: bool, fraction: float, remat: str, tokens: int):
-  """The config of one cell."""
+  """The config of one cell of the table."""
   from jaxpeft import config
 
   c = config.base()

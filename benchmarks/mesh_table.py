@@ -1,8 +1,8 @@
-"""What a training step needs on each device of a mesh, compiled without the devices.
+"""Memory of a training step on each device of a mesh, compiled without the devices.
 
-Two tables: large models on slices of TPUs and on several GPUs; and one model on 1 to
-256 chips with as many rows for each (weak scaling). FLOPs are XLA's count, which takes
-the body of a loop once: good for ratios between meshes, and for nothing else.
+There are two tables: large models on slices of TPUs or several GPUs, and one model on 1
+to 256 chips with the same number of rows per chip (weak scaling). FLOPs are XLA's
+count, which counts the body of a loop only once, so compare them only between meshes.
 
   python benchmarks/mesh_table.py --target=v5e:4x4     (also h100x8, v5p:4x4x4)
   python benchmarks/mesh_table.py --scaling
@@ -13,10 +13,12 @@ from absl import app, flags
 from jaxpeft import config
 from jaxpeft.planning import memory, table, targets
 
-flags.DEFINE_string("target", "v5e:4x4", "Rows of the first table to compile.")
-flags.DEFINE_bool("scaling", False, "The second table.")
+flags.DEFINE_string(
+  "target", "v5e:4x4", "Compile the rows of the first table that have this target."
+)
+flags.DEFINE_bool("scaling", False, "Print the second table instead.")
 
-# target, shape, adapter, quantize, rows, tokens, remat, changes of the mesh
+# target, shape, adapter, quantize, rows, tokens, remat, changes to config.mesh
 LORA, SVFT = dict(name="LoRA", rank=16, alpha=16.0), dict(name="SVFT", pattern="plain")
 TABLE = [
   ("h100x8", "llama2-7b", LORA, "nf4", 16, 2048, "segments", {}),
@@ -29,7 +31,7 @@ SCALING = ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 
 
 def configure(shape, adapter, quantize, rows, tokens, remat, mesh):
-  """The config of a row."""
+  """The config of one row of the table."""
   c = config.base()
   c.model.source, c.model.dtype = f"init:{shape}", "bfloat16"
   c.model.quantize, c.model.remat = quantize, remat

@@ -1,14 +1,16 @@
-"""What holding the singular vectors U and Vt in 4 bits costs: error, and bytes.
+"""Error and bytes of storing the singular vectors U and Vt in NF4.
 
   python benchmarks/nf4_factors.py [--size 4096] [--run runs/svft_banded]
 
-"error" is ||dW' - dW|| / ||dW||: dW is what a method adds to W, dW' the same theta
-through factors in 4 bits. It does not depend on theta's size. Theta is normal here; or
-what a run of configs/svft_banded.py or svf.py found with exact factors. "defect" is
-||U' U - 1|| / sqrt(k), which is 0 without 4 bits. Training sees the factors as they
-are, so neither is an error of its result. MB are of one weight: W, and U with Vt, each
-in bfloat16 and in 4 bits. The large weight is random, with singular values i^-0.7; the
-errors on the embedded model are means over its 28 weights.
+"error" is ||dW' - dW|| / ||dW||, where dW is what a method adds to W, and dW' is what
+it adds for the same theta when the factors are in NF4. It does not depend on the scale
+of theta, which is drawn from a normal distribution, or, with --run, comes from a run of
+configs/svft_banded.py or svf.py that trained with exact factors.
+"defect" is ||U' U - 1|| / sqrt(k), which is 0 for exact factors. Training uses the
+quantized factors, so neither number is an error of a trained model.
+"MB" are for one weight: W, and U with Vt, each in bfloat16 and in NF4. The large weight
+is random with singular values i^-0.7. Errors on the embedded model are means over its
+28 weights.
 """
 
 import argparse
@@ -40,7 +42,7 @@ def synthetic(size: int):
 
 
 def random_theta(adapter, k: int):
-  """Normal numbers, for z around 1."""
+  """A theta of normal random numbers; those of SVF's z have mean 1."""
   normal = functools.partial(jax.random.normal, jax.random.key(1))
   if isinstance(adapter, jaxpeft.SVF):
     return dict(z=1 + normal((k,)))
@@ -57,7 +59,7 @@ def measure(adapter, u, s, vt, theta):
 
   def change(quantize):
     frozen = frozen_factors.freeze(left, vt[:rank], jnp.float32, quantize)
-    nothing = jnp.zeros((u.shape[0], vt.shape[1]))  # in place of W
+    nothing = jnp.zeros((u.shape[0], vt.shape[1]))  # in place of W, to get dW
     return adapter.merge(frozen | dict(s=s, w=nothing), theta)
 
   want, got = change(""), change("nf4")
@@ -68,7 +70,7 @@ def measure(adapter, u, s, vt, theta):
 
 
 def sizes(adapter, shape):
-  """Bytes of W, and of U with Vt, each in bfloat16 and in 4 bits."""
+  """Yields the bytes of W, and of U with Vt, each in bfloat16 and in NF4."""
   k = getattr(adapter, "rank", None) or min(shape)
   weights = [shape], [(shape[0], k), (k, shape[1])]
   for shapes in weights:
@@ -79,7 +81,7 @@ def sizes(adapter, shape):
 
 
 def embedded():
-  """The layers' projections of the embedded model."""
+  """Yields the weights of the embedded model's projections."""
   params = jaxpeft.load("embedded", dtype="float32").params
   for path, stack in adapters.nodes(params).items():
     if nf4.takes(path):
@@ -87,7 +89,7 @@ def embedded():
 
 
 def trained(directory: str):
-  """(adapter, base's weight, theta) of each layer that a run adapted."""
+  """Yields (adapter, weight of the base, theta) of each weight that a run adapted."""
   base = adapters.nodes(experiment.read_base(workdirs.read_config(directory)).params)
   for path, node in adapters.nodes(experiment.load_run(directory).params).items():
     if adapters.is_adapted(node):
@@ -96,14 +98,14 @@ def trained(directory: str):
 
 
 def line(weight: str, method: str, found, mb=()):
-  """Prints a row, of means."""
+  """Prints one row of the table, with the means of `found`."""
   error, defect = np.mean(found, 0)
   shown = "".join(f"{x / 1e6:>9.2f}" for x in mb)
   print(f"{weight:<18}{method:<18}{error:>7.1%}{defect:>8.3f}{shown}", flush=True)
 
 
 def main():
-  """Measures and prints one table."""
+  """Measures, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--size", type=int, default=4096)
   parser.add_argument("--run", default="")

@@ -1,10 +1,10 @@
-"""Products of matrices in XLA and in torch, on the CPU: what bounds the other tables.
+"""Speed of matrix products in XLA and in torch, on the CPU; it bounds the other tables.
 
   python benchmarks/products.py [--rounds 3]
 
-The shapes of a training step (1,024 rows) and of decoding (8 rows) in
-benchmarks/train_step.py and generate.py, float32, one loop over eight weights. Each
-side in a process of its own, in turns; medians.
+The shapes are those of a training step (1,024 rows, benchmarks/train_step.py) and of
+decoding (8 rows, benchmarks/generate.py), in float32, in one loop over eight weights.
+Each side runs in its own process, and the two take turns; the figures are medians.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WEIGHTS = 8
 
 
 def seconds(call, repeats: int = 15) -> float:
-  """Median of a call, which does all eight products."""
+  """Median seconds per product of a call that computes all eight."""
   for _ in range(3):
     call()
   taken = []
@@ -54,7 +54,7 @@ def torch(m, k, n) -> float:
 
 
 def main():
-  """Prints one table."""
+  """Measures, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--only", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""A training step of jaxpeft, compiled and ready to be timed by the benchmarks."""
+"""A compiled training step of jaxpeft, ready to be timed by the other benchmarks."""
 
 import dataclasses
 import time
@@ -18,21 +18,21 @@ from jaxpeft.training import optimizer
 class Ready(NamedTuple):
   """A compiled step with its state."""
 
-  step: Callable[[], float]  # takes one; its seconds
+  step: Callable[[], float]  # takes one step, and returns its seconds
   compiled: Any
   jaxpr: Any
-  params: Any  # adapted
+  params: Any  # of the adapted model
 
 
 def ready(shape, adapter, rows, length, remat="products", fraction=1.0) -> Ready:
-  """A step of AdamW on random tokens, all supervised.
+  """A compiled step of AdamW on random tokens, all of them supervised.
 
   Args:
-    shape: of the model, as of ModelConfig; heads of 64.
-    adapter: of all seven projections.
-    rows, length: of the batch.
-    remat: a key of `layers.REMAT`.
-    fraction: of the tokens that carry gradient.
+    shape: fields of the model's `ModelConfig`; its head_dim is 64.
+    adapter: the adapter for all seven projections.
+    rows, length: shape of the batch.
+    remat: as in config.model.remat.
+    fraction: share of the tokens that carry gradient.
   """
   config = jaxpeft.ModelConfig("llama", head_dim=64, max_positions=512, **shape)
   net = jaxpeft.Transformer(config, remat=remat)

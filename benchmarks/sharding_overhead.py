@@ -1,21 +1,23 @@
-"""What a mesh costs the program itself: 1 to 8 devices of one machine, the same work.
+"""Overhead of a mesh for the Python program, at the same work on 1 to 8 devices.
 
   python benchmarks/sharding_overhead.py [--rounds 3] [--steps 12]
 
-The parts of train.py's loop, by its own functions: LoRA r=8 on all projections of the
-embedded model, 8 rows of 192 tokens in float32, on host-platform devices. These share
-the machine's cores, so that more of them cannot be faster, and have collectives to do
-beside; `step` is all of that, from one step's end to the next. The program's own part
-is in CPU milliseconds of its thread, which the devices' threads cannot lengthen:
+It times the parts of train.py's loop, with the same functions: LoRA r=8 on all
+projections of the embedded model, 8 rows of 192 tokens in float32, on devices of JAX's
+host platform. These devices share the machine's cores, so that more devices are not
+faster, and run collectives besides. "step" is the wall time of all that, from the end
+of one step to the end of the next. The program's own part is measured in CPU
+milliseconds of its thread, which the threads of the devices cannot lengthen:
 
-  batch     packed rows as arrays of microbatches (`data.batches`,
-  `training.step.split`) place     `sharding.place_batch` dispatch  the compiled step,
-  from call to return sync      the metrics as Python numbers, when the step is done own
-  the sum of these
+  batch     packed rows to arrays of microbatches (data.batches, training.step.split)
+  place     sharding.place_batch
+  dispatch  the compiled step, from call to return
+  sync      the metrics to Python numbers, after the step is done
+  own       the sum of these
 
-`empty` is the time from call to results of a program with the step's arguments and
-results that computes nothing, JAX's own threads included. Each figure is from processes
-of their own, which take turns; ratios are to one device in the same round.
+"empty" is the wall time of a program that has the step's arguments and results but
+computes nothing, including the time of JAX's own threads. Each figure comes from its
+own processes, which take turns; ratios are to one device in the same round.
 """
 
 import argparse
@@ -28,11 +30,11 @@ import time
 
 MESHES = ["data 1", *(f"{axis} {n}" for axis in ("data", "fsdp") for n in (2, 4, 8))]
 PARTS = ("batch", "place", "dispatch", "sync")
-WARM = 3  # steps that are not counted
+WARM = 3  # first steps, which are not counted
 
 
 def prepare(axis: str, count: int):
-  """(data, compiled step, compiled empty step, state, frozen) as train.py has them."""
+  """(batches, compiled step, compiled empty step, state, frozen), as in train.py."""
   import jax
   import jax.numpy as jnp
 
@@ -51,7 +53,7 @@ def prepare(axis: str, count: int):
   names = lowered.out_info[1]
 
   def empty(state, frozen, batch):
-    # Not the arguments themselves: jit would hand those back around the program.
+    # Negate twice: jit would return unchanged arguments without running the program.
     same = jax.tree.map(lambda x: jnp.negative(jnp.negative(x)), state)
     return same, dict.fromkeys(names, same.step)
 
@@ -61,7 +63,7 @@ def prepare(axis: str, count: int):
 
 
 def measure(axis: str, count: int, steps: int) -> dict:
-  """Medians over the steps, in milliseconds."""
+  """{part: median over the steps, in milliseconds}."""
   import jax
 
   from jaxpeft.parallel import sharding

@@ -1,14 +1,15 @@
-"""Exact, randomized and torch's low-rank SVD of LLaMA2-7B-shaped weights, in one run.
+"""Time of exact, randomized and torch's low-rank SVD, for weights of LLaMA2-7B's shape.
 
   python benchmarks/svd_init.py [--ranks 16 64 128] [--energy 0.999] [--full]
 
-What an initialization of PiSSA or LoRA-XS costs. The weights are synthetic, with
-singular values i^-0.7 + 0.01, which decay as slowly as trained ones do. "captured" is
-the energy of the triplets found as a share of the best's; "subspace" how far the span
-of u is from the exact one, ||(1 - Q Q') U|| / sqrt(rank). Each method takes as few
-power iterations as capture the share asked for. The seven projections have three
-shapes; ours and torch's take turns, medians of five, all on the CPU. The exact SVD of
-the larger shapes takes long: without --full it is measured on 4096 x 4096 only.
+This is the cost of initializing PiSSA or LoRA-XS. The weights are synthetic, with
+singular values i^-0.7 + 0.01, which decay as slowly as those of trained weights.
+"captured" is the energy of the singular triplets found, as a share of that of the exact
+ones. "subspace" is the distance between the spans of the found u, Q, and the exact U:
+||(1 - Q Q') U|| / sqrt(rank). Each method uses the fewest power iterations that capture
+--energy. The seven projections have three shapes. Our SVD and torch's take turns on
+the CPU; the times are medians of five. The exact SVD of the larger shapes takes long,
+so without --full it is measured for 4096 x 4096 only.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 
 from jaxpeft.adapters import svd
 
-# shape of ours [in, out] -> the projections that have it
+# shape [in, out] -> the projections that have it
 SHAPES = {(4096, 4096): "q k v o", (4096, 11008): "gate up", (11008, 4096): "down"}
 
 
@@ -46,7 +47,7 @@ def synthetic(shape, seed=0):
 
 
 def seconds(calls, rounds=5):
-  """Medians of each call's seconds; they take turns."""
+  """Median seconds of each call; the calls take turns."""
   found = [[] for _ in calls]
   for _ in range(rounds):
     for times, call in zip(found, calls, strict=True):
@@ -57,7 +58,7 @@ def seconds(calls, rounds=5):
 
 
 def fewest(call, energy, exact_u, exact_s):
-  """(iterations, captured energy, subspace error) of the first that is good enough."""
+  """(fewest iterations that capture `energy`, captured energy, subspace error)."""
   for iterations in range(1, 30):
     u, s, _ = call(iterations)
     found = quality(np.asarray(u), np.asarray(s), exact_u, exact_s)
@@ -67,7 +68,7 @@ def fewest(call, energy, exact_u, exact_s):
 
 
 def quality(u, s, exact_u, exact_s):
-  """(captured energy, subspace error)."""
+  """(captured energy, subspace error) of the triplets found, against the exact ones."""
   rank = len(s)
   best = float(np.square(exact_s[:rank]).sum())
   lost = exact_u[:, :rank] - u @ (u.T @ exact_u[:, :rank])
@@ -75,7 +76,7 @@ def quality(u, s, exact_u, exact_s):
 
 
 def main():
-  """Measures and prints one table."""
+  """Measures, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 128])
   parser.add_argument("--energy", type=float, default=0.999)

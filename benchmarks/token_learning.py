@@ -1,13 +1,13 @@
-"""What learning from some tokens costs: accuracy after equal steps and equal seconds.
+"""Accuracy of token selection, after equal numbers of steps and after equal time.
 
   python benchmarks/token_learning.py [--fractions 1 0.5 0.3 0.1] [--seeds 3]
       [--steps 150] [--choose random] [--out DIRECTORY]
 
-LoRA on the embedded task as in configs/lora.py, 8 rows a step. First, steps of all
-fractions take turns, which gives their ratios of time. Then each fraction trains for
-`steps` steps, and for the seconds that these take with all tokens: more steps where
-fewer tokens carry gradient. Every run has a schedule of its own length. OUT gets
-runs.jsonl, one line for each run as it ends, and learning.png.
+It trains LoRA on the embedded task as in configs/lora.py, with 8 rows per step. First,
+steps of all fractions take turns, to measure the ratios of their times. Then each
+fraction trains twice: for --steps steps, and for as many steps as fit in the time that
+--steps steps take with all tokens. The learning-rate schedule has the length of the
+run. DIRECTORY gets runs.jsonl, with one line per finished run, and learning.png.
 """
 
 import argparse
@@ -29,7 +29,7 @@ EQUAL = ("steps", "seconds")
 
 
 def configure(seed: int):
-  """The run, which differs by seed, fraction and steps only."""
+  """The config of a run, without its fraction and number of steps."""
   c = default_config()
   c.adapt.main = dict(name="LoRA", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0)
   c.optim.lr, c.seed = 1e-2, seed
@@ -38,7 +38,7 @@ def configure(seed: int):
 
 
 class Learner:
-  """One run, a step at a time."""
+  """A run that takes one step at a time."""
 
   def __init__(self, model, fraction: float, choose: str, seed: int, steps: int):
     self.config = configure(seed)
@@ -49,7 +49,7 @@ class Learner:
     self.step_fn, self.state, self.taken = self.exp.make_step(), self.exp.state, 0
 
   def step(self) -> float:
-    """Takes one; its seconds."""
+    """Takes one step, and returns its seconds."""
     batch = self.exp.batch(self.taken)
     clock = time.perf_counter()
     self.state, metrics = self.step_fn(self.state, self.exp.frozen, batch)
@@ -58,14 +58,14 @@ class Learner:
     return time.perf_counter() - clock
 
   def accuracy(self) -> float:
-    """On the held-out problems."""
+    """Accuracy on the held-out problems."""
     e, tuned = self.config.eval, self.exp.adapted(self.state.trainable)
     ask = experiment.ask(self.config, tuned, label="")
     return evaluate.answers(ask, self.exp.data.problems, e.task).accuracy[e.answer]
 
 
 def times_of_a_step(model, fractions, choose) -> dict[float, float]:
-  """{fraction: time of a step, relative to all tokens}, medians over rounds."""
+  """{fraction: time of a step relative to all tokens}, as medians over rounds."""
   learners = {f: Learner(model, f, choose, 0, ROUNDS + 1) for f in {1.0, *fractions}}
   for learner in learners.values():
     learner.step()
@@ -80,7 +80,7 @@ def times_of_a_step(model, fractions, choose) -> dict[float, float]:
 
 
 def table(runs: list[dict]) -> str:
-  """Markdown: a line for each fraction."""
+  """Markdown table with one line per fraction."""
   lines = [
     "| fraction | time of a step | equal steps | equal seconds | steps |",
     "| ---: | ---: | --- | --- | ---: |",
@@ -99,7 +99,7 @@ def _cell(runs) -> str:
 
 
 def plot(runs: list[dict], path: pathlib.Path):
-  """Accuracy by fraction; bars are the least and the most of the seeds."""
+  """Draws accuracy over the fraction; error bars span the lowest and highest seed."""
   from matplotlib import figure
 
   fig = figure.Figure(figsize=(6, 3.6), layout="constrained")
@@ -123,7 +123,7 @@ def plot(runs: list[dict], path: pathlib.Path):
 
 
 def main():
-  """Trains, and prints one table."""
+  """Trains all runs, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--fractions", type=float, nargs="+", default=[1, 0.5, 0.3, 0.1])
   parser.add_argument("--seeds", type=int, default=3)

@@ -1,11 +1,11 @@
-"""LoRA's step when only some tokens carry gradient, on the CPU, in one run.
+"""Time, FLOPs and memory of a LoRA step with token selection, on the CPU.
 
   python benchmarks/token_selection.py [--rounds 5]
 
-Width 512, 8 layers, batch 4 x 512, float32, LoRA r=16 on all seven projections. All
-steps are compiled first and then take turns. FLOPs are those of the products in the
-step as JAX traced it; memory is the compiled step's temporaries. Ratios are to all
-tokens with the same remat.
+The model has width 512 and 8 layers, the batch is 4 x 512 tokens in float32, and LoRA
+r=16 is on all seven projections. All steps are compiled first, and then take turns.
+FLOPs are those of the matrix products in the traced step; memory is the compiled step's
+temporaries. Ratios are to training on all tokens with the same remat.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CASES = [(remat, f) for remat in ("none", "layer") for f in (1.0, 0.3, 0.1)]
 
 
 def flops(jaxpr) -> int:
-  """Of all matrix products, those in loops as often as they run."""
+  """FLOPs of all matrix products; those in scans count once per iteration."""
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":
@@ -39,7 +39,7 @@ def flops(jaxpr) -> int:
 
 
 def main():
-  """Measures and prints one table."""
+  """Measures, and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()

@@ -1,12 +1,13 @@
-"""A training step of ours and of torch + transformers + peft, on the CPU, in one run.
+"""Time and memory of a training step in jaxpeft and in transformers + peft, on the CPU.
 
   python benchmarks/train_step.py [--rounds 3] [--steps 5]
 
-Llama-shaped, width 512, 8 layers, ff 1408, 8 heads on 4 key/value heads, vocabulary
-4096, batch 4 x 256, float32, AdamW, adapters on all seven projections. Each figure
-comes from a process of its own; the contestants take turns, so that a machine whose
-speed drifts is fair to both. All inherit GLIBC_TUNABLES (docs/performance.md). Memory
-is the peak resident set above that of the loaded model.
+The model is a Llama with width 512, 8 layers, feed-forward width 1408, 8 query and 4
+key/value heads and a vocabulary of 4096. The batch is 4 x 256 tokens in float32, the
+optimizer AdamW, and adapters are on all seven projections. Each figure comes from its
+own process. The contestants take turns, so that drifts in the machine's speed affect
+all of them alike. All inherit GLIBC_TUNABLES (docs/performance.md). Memory is the peak
+resident set, above that of the loaded model.
 """
 
 import argparse
@@ -22,20 +23,20 @@ BATCH, LENGTH, RANK = 4, 256, 16
 
 
 def resident(peak: bool) -> int:
-  """Bytes resident now, or at most since `reset_peak`. Linux only."""
+  """Bytes resident now, or the most since `reset_peak`. Linux only."""
   key = "VmHWM" if peak else "VmRSS"
   with open("/proc/self/status") as f:
     return 1024 * next(int(line.split()[1]) for line in f if line.startswith(key))
 
 
 def reset_peak():
-  """Forgets the peak so far."""
+  """Resets the peak of resident memory."""
   with open("/proc/self/clear_refs", "w") as f:
     f.write("5")
 
 
 def measure(step, steps: int) -> dict:
-  """Seconds of each step after the first two, and bytes above the loaded model."""
+  """Seconds of each step after the first two, and peak bytes above the loaded model."""
   reset_peak()
   before = resident(peak=False)
   seconds = []
@@ -48,14 +49,14 @@ def measure(step, steps: int) -> dict:
 
 
 def ours(adapter, steps: int) -> dict:
-  """A step of jaxpeft."""
+  """Measures jaxpeft with an adapter."""
   from ready import ready
 
   return measure(ready(SHAPE, adapter, BATCH, LENGTH).step, steps)
 
 
 def peer_model(lora: bool):
-  """The model in transformers, and with LoRA from peft if asked for."""
+  """The same model in transformers, with LoRA from peft if `lora`."""
   import peft
   import transformers
 
@@ -79,7 +80,7 @@ def peer_model(lora: bool):
 
 
 def peer(_, steps: int) -> dict:
-  """A step of torch + transformers + peft: LoRA."""
+  """Measures torch + transformers + peft with LoRA."""
   import torch
 
   model = peer_model(lora=True)
@@ -90,7 +91,7 @@ def peer(_, steps: int) -> dict:
 
   def step():
     model(input_ids=tokens, labels=tokens).loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1e9)  # ours computes the norm too
+    torch.nn.utils.clip_grad_norm_(trained, 1e9)  # jaxpeft computes the norm, too
     optimizer.step()
     optimizer.zero_grad()
 
@@ -98,7 +99,7 @@ def peer(_, steps: int) -> dict:
 
 
 def contestants():
-  """name -> (function, adapter); built late, so that a child imports only its own."""
+  """{name: (function, None or (adapter's name, its options))}."""
   return {
     "torch + transformers + peft, LoRA r=16": (peer, None),
     "jaxpeft, LoRA r=16": (ours, ("LoRA", dict(rank=RANK, alpha=16.0))),

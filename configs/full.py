@@ -1,4 +1,4 @@
-"""Full fine-tuning on the embedded toy model: learns two-step problems.
+"""Full fine-tuning on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/full.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="Full", match=".*")
   c.optim.lr = 3e-3

@@ -3,19 +3,21 @@
   python train.py --config=configs/gemma_2b_svft_banded_gsm8k.py \
       --config.data.train=metamath_40k.jsonl --config.data.eval=gsm8k_test.jsonl
 
-Data: 40,000 rows of MetaMathQA as {"question", "answer"} and GSM8K's test file, both
-worded "Question: ... Answer:" here; the papers word them as Alpaca does. Hardware: one
-GPU of 80 GB, or several. The paper reports 47.84 % on GSM8K for 6.35 M trainable
-parameters (fine-tuning everything: 52.69 %), learning rate 5e-3 from its script, 2
-epochs of batch 64. Not reproduced here yet. model.source is a hub id (pip install
--e '.[hub]'; the licence must be accepted there) or a local directory.
+Data: 40,000 rows of MetaMathQA as {"question", "answer"}, and GSM8K's test file. Both
+use the template "Question: ... Answer:" here, where the papers use Alpaca's.
+Hardware: one GPU with 80 GB, or several.
+Expected: the paper reports 47.84 % on GSM8K with 6.35 M trainable parameters (full
+fine-tuning: 52.69 %) after 2 epochs at batch size 64; the learning rate 5e-3 is from
+its script. We have not reproduced this yet.
+model.source is a local directory or a Hugging Face Hub id (pip install -e '.[hub]', and
+accept the license on the Hub).
 """
 
 from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.source = "google/gemma-2b"
   c.model.dtype = "bfloat16"

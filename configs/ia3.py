@@ -1,4 +1,4 @@
-"""(IA)3 on the embedded toy model: learns two-step problems.
+"""(IA)3 on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/ia3.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.keys = dict(name="IA3", match="layers_.*/attn/[kv]")
   c.adapt.hidden = dict(name="IA3", match="layers_.*/mlp/down", on="input")

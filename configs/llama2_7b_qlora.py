@@ -4,17 +4,18 @@
   python train.py --config=configs/llama2_7b_qlora.py \
       --config.model.source=meta-llama/Llama-2-7b-hf --config.data.train=YOURS.jsonl
 
-QLoRA's settings [Dettmers et al. 2023, arXiv:2305.14314, table 9] for 7B models: rank
-64, alpha 16, lr 2e-4, constant, batch 16, gradients clipped at 0.3; the rank here is
-16. It needs 5.5 GB (compiled). model.source has the shape only, with random weights.
-Not trained here: no GPU was at hand.
+QLoRA's settings for 7B models [Dettmers et al. 2023, arXiv:2305.14314, table 9] are
+rank 64, alpha 16, a constant learning rate of 2e-4, batch size 16 and gradients clipped
+at norm 0.3. This config differs in its rank, 16, and its batch size, 1.
+Memory: 5.5 GB, as planned by the compiler. The default model.source gives random
+weights of this shape. We have not trained this config, for lack of a GPU.
 """
 
 from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.source = "init:llama2-7b"
   c.model.dtype = "bfloat16"

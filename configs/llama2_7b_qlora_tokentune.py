@@ -4,22 +4,26 @@
   python train.py --config=configs/llama2_7b_qlora_tokentune.py \
       --config.model.source=meta-llama/Llama-2-7b-hf --config.data.train=YOURS.jsonl
 
-TokenTune's settings [Simoulin et al. 2024, and its code]: LoRA r=8, alpha 16 on the
-MLP, lr 4e-4, cosine, global batch 32, rows of 2,048 tokens. Their dropout is left out,
-and 10 % of the tokens carry gradient instead of their 30 %. model.source has the shape
-only, with random weights. Not trained here: no GPU was at hand.
+TokenTune's settings [Simoulin et al. 2024, and its code] are LoRA r=8, alpha 16 on the
+MLP, learning rate 4e-4 with cosine decay, batch size 32 and rows of 2,048 tokens. This
+config has no dropout, and 10 % of the tokens carry gradient instead of 30 %.
+The default model.source gives random weights of this shape. We have not trained this
+config, for lack of a GPU.
 
-Compiled for an H100, a step of rows of 2,048 tokens needs 4.6 GB. Rows of 20,480 tokens
-need 7.3 GB and fit a GPU of 8 GB, of 65,536 15.1 GB (16), of 98,304 19.1 GB (24): the
-driver's context and libraries not included, and beyond the positions that the model
-was trained on.
+Memory of a step as planned by the compiler for an H100, by tokens per row:
+  2,048   4.6 GB
+ 20,480   7.3 GB, for a GPU with 8 GB
+ 65,536  15.1 GB, for a GPU with 16 GB
+ 98,304  19.1 GB, for a GPU with 24 GB
+The plan omits the driver's context and libraries. Rows above 4,096 tokens exceed the
+positions that the model was trained on.
 """
 
 from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.source = "init:llama2-7b"
   c.model.dtype = "bfloat16"

@@ -1,4 +1,4 @@
-"""LoRA on the embedded toy model: learns two-step problems from one-step ones.
+"""LoRA on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/lora.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="LoRA", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0)
   c.optim.lr = 1e-2

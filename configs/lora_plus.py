@@ -1,4 +1,4 @@
-"""LoRA+ on the embedded toy model: learns two-step problems.
+"""LoRA+ on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/lora_plus.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="LoRA", match=LINEARS, rank=8, alpha=16.0)
   c.optim.groups.b = dict(match=".*/theta/b", times=16.0)

@@ -1,4 +1,4 @@
-"""LoRA-XS on the embedded toy model: learns two-step problems.
+"""LoRA-XS on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/lora_xs.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="LoRAXS", match=LINEARS, rank=16, alpha=16.0)
   c.optim.lr = 1e-2

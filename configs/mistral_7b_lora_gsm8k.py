@@ -3,19 +3,20 @@
   python train.py --config=configs/mistral_7b_lora_gsm8k.py \
       --config.data.train=metamath_100k.jsonl --config.data.eval=gsm8k_test.jsonl
 
-Data: 100,000 rows of MetaMathQA as {"question", "answer"} and GSM8K's test file, both
-worded "Question: ... Answer:" here; the papers word them as Alpaca does. Hardware: one
-GPU of 80 GB. The PiSSA paper's Table 2 reports 69.50 % on GSM8K for LoRA with
-167,772,160 trainable parameters: learning rate 2e-5, cosine, warm-up 3 %, one epoch of
-batch 128. Not reproduced here yet. model.source is a hub id (pip install
--e '.[hub]') or a local directory.
+Data: 100,000 rows of MetaMathQA as {"question", "answer"}, and GSM8K's test file. Both
+use the template "Question: ... Answer:" here, where the papers use Alpaca's.
+Hardware: one GPU with 80 GB.
+Expected: the PiSSA paper's Table 2 reports 69.50 % on GSM8K for LoRA with 167,772,160
+trainable parameters, after one epoch at batch size 128 with learning rate 2e-5, cosine
+decay and 3 % warm-up. We have not reproduced this yet.
+model.source is a local directory or a Hugging Face Hub id (pip install -e '.[hub]').
 """
 
 from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.source = "mistralai/Mistral-7B-v0.1"
   c.model.dtype = "bfloat16"

@@ -1,4 +1,4 @@
-"""NoRA+ on the embedded toy model: learns two-step problems.
+"""NoRA+ on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/nora_plus.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="NoRA", match=LINEARS, rank=8, alpha=16.0, sigma=0.1)
   c.optim.precondition = "scaled_gd"

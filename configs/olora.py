@@ -1,4 +1,4 @@
-"""OLoRA on the embedded toy model: learns two-step problems.
+"""OLoRA on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/olora.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="OLoRA", match=LINEARS, rank=8, alpha=8.0)
   c.optim.lr = 5e-3

@@ -1,4 +1,4 @@
-"""PiSSA on the embedded toy model: learns two-step problems.
+"""PiSSA on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/pissa.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="PiSSA", match=LINEARS, rank=8, alpha=8.0)
   c.optim.lr = 5e-3

@@ -1,4 +1,4 @@
-r"""Pretrains the embedded toy model on one-step problems and bare sums.
+r"""Pretrains the embedded toy model on one-step problems and plain sums.
 
 python train.py --config=configs/pretrain_tiny.py
 python -m jaxpeft export --ckpt=runs/pretrain_tiny --dtype=bfloat16 \
@@ -9,7 +9,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.source = "init:tiny"
   c.adapt.main = dict(name="Full", match=".*")

@@ -1,4 +1,4 @@
-"""QLoRA on the embedded toy model: LoRA over a base in 4 bits.
+"""QLoRA on the embedded toy model: LoRA over an NF4 base.
 
 python train.py --config=configs/qlora.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.quantize = "nf4"
   c.adapt.main = dict(name="LoRA", match="layers_.*/(attn|mlp)/.*", rank=8, alpha=16.0)

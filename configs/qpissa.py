@@ -1,4 +1,4 @@
-"""QPiSSA on the embedded toy model: what PiSSA leaves of the weights is in 4 bits.
+"""QPiSSA on the embedded toy model: PiSSA over a residual that is stored in NF4.
 
 python train.py --config=configs/qpissa.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(
     name="PiSSA",

@@ -1,4 +1,4 @@
-"""Banded SVFT on the embedded toy model, over a base and factors in 4 bits.
+"""Banded SVFT on the embedded toy model, with base and singular vectors in NF4.
 
 python train.py --config=configs/qsvft.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.model.quantize = "nf4"
   c.adapt.main = dict(

@@ -1,4 +1,4 @@
-"""SVF on the embedded toy model: learns two-step problems.
+"""SVF on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/svf.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="SVF", match=LINEARS)
   c.optim.lr = 0.15

@@ -1,4 +1,4 @@
-"""Plain SVFT on the embedded toy model: learns two-step problems from one-step ones.
+"""Plain SVFT on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/svft_plain.py
 """
@@ -7,7 +7,7 @@ from jaxpeft import config
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="SVFT", match="layers_.*/(attn|mlp)/.*", pattern="plain")
   c.optim.lr = 0.15

@@ -1,4 +1,4 @@
-"""VeRA on the embedded toy model: learns two-step problems.
+"""VeRA on the embedded toy model, which learns two-step problems.
 
 python train.py --config=configs/vera.py
 """
@@ -9,7 +9,7 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 
 
 def get_config():
-  """The run."""
+  """The config of this run."""
   c = config.base()
   c.adapt.main = dict(name="VeRA", match=LINEARS, rank=256)
   c.optim.lr = 6e-2

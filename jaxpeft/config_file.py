@@ -13,7 +13,7 @@ def define_flag(values=flags.FLAGS, argv=None):
     values: the absl flags to which it is added.
     argv: arguments that may hold --config.KEY; None is the command line.
   """
-  about = "A file of configs/; --config.KEY=VALUE changes a key."
+  about = "A config file, e.g. configs/lora.py; --config.KEY=VALUE changes a key."
   config_flags.DEFINE_config_file(
     "config", None, about, flag_values=values, sys_argv=argv
   )

@@ -1,4 +1,4 @@
-"""A model or an adapter out of jaxpeft, and an adapter in."""
+"""Saves models and adapters for other libraries, and loads adapters."""
 
 import dataclasses
 import pathlib
@@ -18,17 +18,19 @@ from jaxpeft.quantization import nf4
 def save_hf(
   model: Model, directory, dtype: str | None = None, quantize: str | None = None
 ):
-  """Writes the model, adapters merged in float32, as a Hugging Face model directory.
+  """Writes a model as a Hugging Face directory, its adapters merged in float32.
 
-  One layer's weight at a time: of sharded models, too, and then the same bytes. Of
-  several processes all call it, and process 0 writes.
+  Only one weight of one layer is gathered at a time; a sharded model gives the same
+  bytes. If there are several processes, all must call this, and process 0 writes.
 
   Args:
-    model: adapted or not.
-    directory: where; files of these names are replaced.
-    dtype: of the weights; None is the model's.
-    quantize: "nf4" writes the projections in bitsandbytes' 4-bit format: those that
-      are in 4 bits as they are, merged ones quantized anew.
+    model: a model, adapted or not.
+    directory: where to write; existing files of the same names are replaced.
+    dtype: dtype of the written weights; None is the model's.
+    quantize: "nf4" writes the projections in the 4-bit format of bitsandbytes. Weights
+      already in NF4 are written as they are; merged ones are quantized again.
+  Raises:
+    InputError: an unknown `quantize`, or a weight that NF4 cannot hold.
   """
   if quantize not in (None, "", "nf4"):
     raise unknown("quantize", quantize, ("nf4",))
@@ -56,19 +58,21 @@ def save_adapter(
   rank: int | None = None,
   base_name: str = "",
 ) -> dict[str, float]:
-  """Writes what `adapt` and training added to a base.
+  """{path: relative error of the saved update}, after writing an adapter's files.
 
   Args:
     params: an adapted tree.
-    directory: where.
-    format: "jaxpeft", every method, as small as its theta; or "peft", which Hugging
-      Face PEFT opens; see `checkpoints.peft.save`.
-    key: the one that `adapt` was given, for "jaxpeft"; loading makes the same frozen
-      factors with it, and is refused where they differ.
-    base, rank, base_name: for "peft", see there.
+    directory: where to write.
+    format: "jaxpeft" holds any method and stores little more than theta; "peft" can be
+      opened by Hugging Face PEFT, see `checkpoints.peft.save`.
+    key: for "jaxpeft": the key given to `adapt`. Loading makes the frozen factors again
+      from it, and fails if they differ.
+    base, rank, base_name: for "peft": see `checkpoints.peft.save`.
   Returns:
-    {path: relative error of the update}: above 0 for conversions to a lower rank, and
-    for those of PiSSA, MiLoRA and OLoRA over a base that is rounded to bfloat16.
+    {path: error}. Errors are above 0 for conversions to a lower rank, and for
+    conversions of PiSSA, MiLoRA and OLoRA over a base rounded to bfloat16.
+  Raises:
+    InputError: an unknown format, or an adapter that the format cannot hold.
   """
   if format == "peft":
     return peft.save(directory, params, base, rank, base_name)
@@ -83,27 +87,30 @@ def save_adapter(
 
 
 def _check_savable(params):
-  """Refuses what `load_adapter` could not make again from a base, a key and theta."""
+  """Rejects adapters that `load_adapter` cannot rebuild from base, key and theta."""
   nodes = adapters.nodes(params)
   if any(adapters.is_attached(node) for node in nodes.values()):
     raise InputError("several adapters are attached; save each before attaching it")
   found = {path: node for path, node in nodes.items() if adapters.is_adapted(node)}
   if not found:
-    raise InputError("nothing is adapted: there is no adapter to save")
+    raise InputError("nothing is adapted, so there is no adapter to save; call adapt")
   for path, node in found.items():
     node.adapter.check(path, adapters.weight_shape(path, node))
     if isinstance(node.adapter, adapters.VeRA) and not node.adapter.owns(node.frozen):
       raise InputError(
-        f"VeRA on {path} came from PEFT with random matrices of its own, which this "
-        'format does not hold; save it with format="peft"'
+        f"VeRA on {path} came from PEFT with random matrices of its own, which format "
+        '"jaxpeft" cannot store; save it with format="peft"'
       )
 
 
 def load_adapter(params, directory):
-  """A base's `params` with the adapter in a directory: jaxpeft's format, or PEFT's.
+  """`params` with the adapter in a directory, in jaxpeft's format or PEFT's.
 
+  Args:
+    params: parameters of the base model, not adapted.
+    directory: what `save_adapter` or Hugging Face PEFT wrote.
   Raises:
-    InputError: damaged files, or an adapter of another base.
+    InputError: damaged files, or an adapter that belongs to another base.
   """
   directory = pathlib.Path(directory)
   if (directory / peft.CONFIG).exists():

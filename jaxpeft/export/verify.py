@@ -1,4 +1,4 @@
-"""Exports a run, reads it back, and keeps it only if it gives the same logits."""
+"""Exports a run, reads the export back, and keeps it only if its logits agree."""
 
 import pathlib
 import shutil
@@ -16,20 +16,21 @@ from jaxpeft.export import save
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.training import workdir as workdirs
 
-# Largest difference of logits, as a share of their deviation: rounding weights to 8
-# bits of mantissa moves every logit a little, float32 hardly.
+# dtype -> largest allowed difference of logits, in standard deviations of the logits.
+# bfloat16 rounds weights to 8 significant bits, which moves every logit a little;
+# float32 hardly moves them.
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.75}
-_SHARE = 0.5  # of what the adapter changes on average, that may be lost on average
+_SHARE = 0.5  # largest mean difference, as a share of the adapter's mean change
 _ROWS, _TOKENS = 16, 128
 
 
 class Parity(NamedTuple):
-  """How two models' logits compare on the same tokens."""
+  """Comparison of two models' logits on the same tokens."""
 
-  difference: float  # largest of |difference of logits|
+  difference: float  # largest |difference of logits|
   deviation: float  # standard deviation of the logits
-  mean: float  # of |difference of logits|
-  agreement: float  # share of tokens with the same likeliest next one
+  mean: float  # mean |difference of logits|
+  agreement: float  # share of tokens with the same likeliest next token
 
   def __str__(self) -> str:
     return (
@@ -39,14 +40,17 @@ class Parity(NamedTuple):
 
 
 def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
-  """Parity on rows of token ids, padded to one length: each model compiles once."""
+  """`Parity` of two models on rows of token ids.
+
+  Rows are padded to one length, so that each model compiles only once.
+  """
   worst, same, count, spread, means = 0.0, 0, 0, [], []
   longest = max(map(len, rows))
   for row in rows:
     tokens = np.pad(np.asarray(row, np.int32), (0, longest - len(row)))[None]
     mask = np.arange(longest)[None] < len(row)
     a, b = (sharding.to_host(m(tokens, mask))[0, : len(row)] for m in (one, other))
-    worst = float(np.maximum(worst, np.abs(a - b).max()))  # a NaN stays one
+    worst = float(np.maximum(worst, np.abs(a - b).max()))  # propagates NaN
     means.append(np.abs(a - b).mean())
     same += int((a.argmax(-1) == b.argmax(-1)).sum())
     count += len(row)
@@ -55,19 +59,21 @@ def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
 
 
 def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
-  """Exports a run's result, on the mesh in force; returns what was measured.
+  """The measured parity, as text, after exporting a run's result on the current mesh.
 
-  Of several processes all call it, and process 0 writes.
+  If there are several processes, all must call this, and process 0 writes.
 
   Args:
-    workdir: of the run.
-    format: "hf", merged weights; or "peft", the adapter.
-    directory: to be made; must not exist, or be empty.
-    dtype: of merged weights; None is the run's.
-    rank: of the nearest LoRA, for methods that are none.
-    tolerance: largest difference of logits; None: a share of their deviation, by dtype.
+    workdir: the run's directory.
+    format: "hf" for merged weights, or "peft" for the adapter.
+    directory: where to write; it must not exist, or be empty.
+    dtype: for "hf": dtype of the merged weights; None is the run's.
+    rank: for "peft": rank of the nearest LoRA, if the method is not a LoRA itself.
+    tolerance: largest allowed difference of logits; None allows a share of their
+      standard deviation, which depends on the dtype.
   Raises:
-    InputError: the export does not give the run's logits. Nothing is written then.
+    InputError: the options are wrong, or the export's logits differ from the run's.
+      Nothing is written then.
   """
   if format == "peft":
     peft.check_processes()
@@ -75,9 +81,9 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
   if directory.exists() and any(directory.iterdir()):
     raise InputError(f"{directory} is not empty; choose another --out")
   if dtype and format != "hf":
-    raise InputError(f"--dtype is of merged weights, not of format {format}")
+    raise InputError(f"--dtype applies to --format=hf only, not to {format}")
   if rank is not None and format != "peft":
-    raise InputError(f"--rank is of a LoRA, not of format {format}")
+    raise InputError(f"--rank applies to --format=peft only, not to {format}")
   if rank is not None and rank < 1:
     raise InputError(f"--rank {rank} is below 1")
   config = workdirs.read_config(workdir)
@@ -85,7 +91,7 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
   tuned = experiment.load_run(workdir, config, base)
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:
-    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / "out"  # of process 0
+    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / "out"  # process 0's
     lost = 0.0
     if format == "hf":
       save.save_hf(tuned, tmp, dtype)
@@ -105,15 +111,15 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
       text += f"; the nearest LoRA loses up to {100 * lost:.1f} % of a weight's change"
     if not parity.difference <= limit:
       raise InputError(
-        f"not exported: {text}. The limit is {limit:.2g}; --tolerance sets another"
+        f"not exported: {text}. The limit is {limit:.2g}; change it with --tolerance"
       )
     exact = parity.difference <= _TOLERANCE["float32"] * parity.deviation
     change = compare(tuned, base, rows).mean
     if tolerance is None and not exact and not parity.mean <= _SHARE * change:
       raise InputError(
-        f"not exported: {text}, on average by {parity.mean:.2g}, where the adapter "
-        f"itself changes them by {change:.2g}: rounding would lose it. Export with "
-        "--dtype=float32, or set a --tolerance"
+        f"not exported: {text}, on average by {parity.mean:.2g}; the adapter itself "
+        f"changes them by {change:.2g} only, so rounding would lose its effect. Export "
+        "with --dtype=float32, or set --tolerance"
       )
     if distributed.is_main():
       if directory.exists():
@@ -124,7 +130,7 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
 
 
 def _rows(config, base) -> list:
-  """Token ids of a few examples of the run's data."""
+  """Token ids of a few examples of the run's data, cut to 128 tokens."""
   d = config.data
   rows = sources.read(d.eval or d.train)[:_ROWS]
   found = encode.encode(

@@ -1,4 +1,4 @@
-"""Text in, text and token counts out: whoever asks a model goes through `Ask`."""
+"""`Ask`: the interface through which evaluation and samples put prompts to a model."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol
@@ -10,13 +10,13 @@ from jaxpeft.transformer.decoder import Transformer
 
 
 class Request(NamedTuple):
-  """What is asked."""
+  """One prompt for a model."""
 
   prompt: str
 
 
 class Reply(NamedTuple):
-  """What came back."""
+  """A model's answer to one request, with token counts."""
 
   text: str  # without the stop token
   tokens: int  # generated, without the stop token
@@ -24,22 +24,22 @@ class Reply(NamedTuple):
 
 
 class Ask(Protocol):
-  """Asks a model: one reply for each request, in their order."""
+  """Function that returns one reply for each request, in order."""
 
   def __call__(self, requests: list[Request]) -> list[Reply]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalAsk:
-  """An `Ask` of a model in this process.
+  """An `Ask` whose model runs in this process.
 
   Attributes:
     transformer, params, tokenizer: the model.
-    max_new_tokens: the most new tokens of a reply.
-    sampling: how tokens are drawn.
+    max_new_tokens: most new tokens in a reply.
+    sampling: how each token is drawn.
     seed: seed of the draws.
-    batch_size: requests decoded at once; None is all.
-    label: name of a progress bar on a terminal; None shows no bar.
+    batch_size: number of requests decoded at once; None decodes all at once.
+    label: label of a progress bar on a terminal; None shows no bar.
   """
 
   transformer: Transformer
@@ -52,7 +52,7 @@ class LocalAsk:
   label: str | None = None
 
   def __call__(self, requests: list[Request]) -> list[Reply]:
-    """Decodes in the order of prompt length, so that a batch has little padding."""
+    """The replies; sorts the prompts by length, so that a batch has little padding."""
     ids = [self.tokenizer.encode(request.prompt, bos=True) for request in requests]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     out = decode.generate(

@@ -1,7 +1,8 @@
-"""Decoding: one compiled program of prefill and a loop with a key/value cache.
+"""Decoding: one compiled program for prefill and a loop with a key/value cache.
 
-Prompts are padded on the right to a bucketed length; new tokens are written to slots
-behind all prompts. Axes: B rows, P prompt slots, N new slots, S = P + N.
+Prompts are padded on the right to one of a few lengths, so that few programs are
+compiled. New tokens are written to the cache slots after the padded prompts.
+Axes: B rows, P prompt slots, N new slots, S = P + N slots.
 """
 
 import functools
@@ -18,7 +19,7 @@ from jaxpeft.transformer import decoder
 from jaxpeft.transformer.attention import KV, Where
 from jaxpeft.transformer.decoder import Stream, Transformer, layer_names
 
-_UNSTACK_BYTES = 2 << 30
+_UNSTACK_BYTES = 2 << 30  # `unstack` copies no larger model
 _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
 
 
@@ -36,22 +37,23 @@ def generate(
 ) -> list[list[int]]:
   """New tokens for each prompt, up to but excluding the first stop token.
 
-  The tokens of a row depend on its prompt, its index and the seed, not on the batch.
+  The tokens of a row depend on its prompt, its index and the seed, but not on the other
+  rows or the batch size.
 
   Args:
     transformer: the model.
     params: its parameters, adapted or not.
-    prompts: token ids, each at least one.
-    max_new_tokens: the most new tokens of a prompt.
-    stop_ids: ids that end a row.
-    sampling: see `Sampling`.
+    prompts: lists of token ids, none of them empty.
+    max_new_tokens: most new tokens for a prompt.
+    stop_ids: token ids that end a row.
+    sampling: how each token is drawn.
     seed: seed of the draws.
-    batch_size: rows decoded at once; None is all.
-    label: name of a progress bar on a terminal; None shows no bar.
-    choose_rows: function (params, indices of the prompts in a batch) -> params of that
-      batch; None uses the same params for all.
+    batch_size: number of rows decoded at once; None decodes all at once.
+    label: label of a progress bar on a terminal; None shows no bar.
+    choose_rows: function (params, indices of the prompts in a batch) -> params for that
+      batch; None uses the same params for every batch.
   Raises:
-    InputError: an empty prompt, or more tokens than the model has positions.
+    InputError: a prompt is empty, or needs more positions than the model has.
   """
   lengths = [len(p) for p in prompts]
   if min(lengths, default=1) == 0:
@@ -72,7 +74,7 @@ def generate(
   for first in tqdm.tqdm(starts, label, unit="batch", leave=False, disable=hidden):
     rows = prompts[first : first + batch_size]
     tokens = np.zeros((batch_size, bucket(max(map(len, rows)))), np.int32)
-    length = np.zeros(batch_size, np.int32)  # 0 marks the rows that only fill a batch
+    length = np.zeros(batch_size, np.int32)  # 0 marks rows that only fill up the batch
     for i, row in enumerate(rows):
       tokens[i, : len(row)] = row
       length[i] = len(row)
@@ -93,25 +95,28 @@ def generate(
 
 
 def bucket(length: int) -> int:
-  """The padded length of prompts, so that few programs are compiled."""
+  """The length to which prompts are padded: the least of `_BUCKETS` that fits."""
   return next((b for b in _BUCKETS if b >= length), -(-length // 512) * 512)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sampling):
-  """Prefill and decode a batch.
+  """The new tokens of one batch: a prefill, then a loop of one token per row.
 
   Args:
-    tokens: int[B, P], padded on the right.
-    length: int[B]; 0 for a row to be ignored.
-    keys: uint32[B, 2], the data of PRNG keys.
-    max_new, stop_ids, sampling: static.
+    transformer: the model.
+    params: its parameters.
+    tokens: int[B, P], prompts padded on the right.
+    length: int[B], prompt lengths; rows of length 0 are ignored.
+    keys: uint32[B, 2], the raw data of PRNG keys.
+    max_new: N.
+    stop_ids, sampling: as in `generate`.
   Returns:
-    (int[B, N] new tokens, int[B] how many of them precede a stop token).
+    (int[B, N] new tokens, int[B] number of them before the first stop token).
   """
   b, p = tokens.shape
   keys = jax.random.wrap_key_data(keys)
-  slots = jnp.arange(p + max_new)  # new token i has slot p + i
+  slots = jnp.arange(p + max_new)  # new token i goes to slot p + i
   prompt = slots < length[:, None]
   position = jnp.where(slots < p, slots, length[:, None] + slots - p)
   where = Where(position[:, :p], prompt[:, :p].astype(jnp.int32))
@@ -151,8 +156,9 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
     )
     logits = decoder.logits(transformer, params, hidden[:, 0])
     token = draw(i + 1, logits)
-    # No token is negative, so this adds 0. XLA does not know that, and has to update
-    # the cache after all reads of it: in place, where it would otherwise copy it twice.
+    # No token is negative, so the minimum is 0. XLA does not know that, so the slot
+    # depends on the new token, and XLA must update the cache after the layers have read
+    # it. It can then update in place; otherwise it copies the cache twice.
     slot = p + i + jnp.minimum(token.min(), 0)
     cache = jax.tree.map(
       lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, slot, 3), cache, kept
@@ -168,10 +174,11 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
 
 
 def unstack(transformer, params):
-  """The same model with every layer a group of its own, unless it is large.
+  """(transformer, params) with one layer per group, for models up to 2 GiB.
 
-  A scan copies the weights of each layer out of their stack at every token; here they
-  are copied once, which takes the memory of the model a second time.
+  A scan over stacked layers copies each layer's weights out of the stack at every
+  token. Unstacking copies them once instead, but needs memory for a second copy of the
+  model; a larger model is returned as it is.
   """
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
   depth = transformer.config.depth
@@ -182,6 +189,7 @@ def unstack(transformer, params):
 
 @jax.jit
 def _cut(params):
+  """`params` with each stack of layers split into stacks of one layer."""
   names = layer_names(params)
   depths = [jax.tree.leaves(params[name])[0].shape[0] for name in names]
   layers = [

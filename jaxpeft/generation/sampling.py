@@ -1,4 +1,4 @@
-"""How the next token is drawn."""
+"""Sampling: temperature, top-k and top-p."""
 
 import dataclasses
 
@@ -13,9 +13,10 @@ class Sampling:
   """How the next token is drawn.
 
   Attributes:
-    temperature: what logits are divided by; 0 takes the likeliest token.
-    top_k: draws among the k likeliest tokens only; 0 is all.
-    top_p: draws among the likeliest tokens that together reach this probability only.
+    temperature: divides the logits; 0 always takes the likeliest token.
+    top_k: draws from the k likeliest tokens only; 0 draws from all.
+    top_p: draws from the fewest likeliest tokens whose total probability reaches top_p;
+      1 draws from all.
   """
 
   temperature: float = 0.0
@@ -23,16 +24,18 @@ class Sampling:
   top_p: float = 1.0
 
   def __post_init__(self):
-    if not self.temperature >= 0:  # so is NaN
-      raise InputError(f"temperature {self.temperature} is not at least 0")
+    if not self.temperature >= 0:  # also rejects NaN
+      raise InputError(
+        f"temperature {self.temperature} is not a number, 0 or above; 0 is greedy"
+      )
     if self.top_k < 0:
-      raise InputError(f"top_k {self.top_k} is negative; 0 is off")
+      raise InputError(f"top_k {self.top_k} is below 0; 0 is off")
     if not 0 < self.top_p <= 1:
-      raise InputError(f"top_p {self.top_p} is not in (0, 1]")
+      raise InputError(f"top_p {self.top_p} is not in (0, 1]; 1 is off")
 
 
 def choose(keys, logits, sampling: Sampling):
-  """int32[B] tokens drawn from logits float32[B, V], with one key per row."""
+  """Tokens int32[B], drawn from logits float32[B, V] with one PRNG key per row."""
   if sampling.temperature == 0:
     return jnp.argmax(logits, -1).astype(jnp.int32)
   logits = logits / sampling.temperature

@@ -1,7 +1,7 @@
-"""What is trained on what: objectives by name, their losses, the choice of tokens.
+"""Objectives: what a run minimizes, on which data, and which tokens carry gradient.
 
-May import `transformer`, `data` and what stands below them; it knows no adapter, no
-optimizer and no run.
+This package may import `transformer`, `data` and the rooms below those; it knows
+nothing of adapters, optimizers or runs.
 """
 
 from jaxpeft.errors import unknown
@@ -20,12 +20,12 @@ def _supervised(config) -> Supervised:
   )
 
 
-# name -> function of a run's whole config: options lie where version 1 had them.
+# name -> function of the whole config, since options are in several of its sections.
 OBJECTIVES = {"supervised": _supervised}
 
 
 def from_config(config) -> Objective:
-  """The objective that `config.objective.name` names, with its options.
+  """The objective named by `config.objective.name`, with its options.
 
   Raises:
     InputError: an unknown name, or an option that is out of range.

@@ -1,4 +1,7 @@
-"""Losses, in nats, in float32."""
+"""Cross-entropy over large vocabularies, in nats, computed in float32.
+
+Axes: B batch, T tokens, D width, V vocabulary.
+"""
 
 import math
 
@@ -8,17 +11,18 @@ import jax.numpy as jnp
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import chunking
 
-_NUMBERS = 2**23  # of logits at a time: 32 MiB in float32
+_NUMBERS = 2**23  # most logits held at once: 32 MiB in float32
 
 
 def cross_entropy(to_logits, hidden, targets, weights):
-  """Weighted sum of -log p(target), and the sum of the weights.
+  """(weighted sum of -log p(target), sum of the weights).
 
-  Sums, not a mean: gradients of microbatches and devices add up to that of the whole.
+  It returns sums rather than a mean, so that the sums, and the gradients, of
+  microbatches and devices add up to those of the whole batch.
 
   Args:
-    to_logits, hidden, targets: see `of_tokens`.
-    weights: float[B, T]; 0 where a token is not supervised.
+    to_logits, hidden, targets: as in `of_tokens`.
+    weights: float[B, T], 0 for tokens that are not supervised.
   Returns:
     (float32[], float32[]).
   """
@@ -27,13 +31,13 @@ def cross_entropy(to_logits, hidden, targets, weights):
 
 
 def of_tokens(to_logits, hidden, targets):
-  """Each token's -log p(target), float32[B, T], from hidden states.
+  """Each token's -log p(target), float32[B, T], without holding all logits.
 
-  Where all logits are more than 32 MiB, those of a chunk are computed, scored and
-  dropped, and computed again in the backward pass: no float32[B, T, V] exists.
+  If the logits exceed 32 MiB, they are computed and scored in chunks of tokens, and
+  recomputed in the backward pass, so that no float32[B, T, V] ever exists.
 
   Args:
-    to_logits: hidden float[..., D] -> float32[..., V].
+    to_logits: function of hidden states, float[..., D] -> float32[..., V].
     hidden: float[B, T, D].
     targets: int[B, T].
   """
@@ -46,7 +50,7 @@ def of_tokens(to_logits, hidden, targets):
 
 
 def chunk_bytes(rows: int, tokens: int, vocab: int) -> int:
-  """Of the logits that exist at a time, on one device."""
+  """Bytes of the logits that one device holds at once; for planning."""
   return (
     4
     * rows
@@ -56,6 +60,7 @@ def chunk_bytes(rows: int, tokens: int, vocab: int) -> int:
 
 
 def _least(numbers: float) -> int:
+  """The fewest chunks that keep each chunk of so many logits within `_NUMBERS`."""
   return math.ceil(numbers / _NUMBERS)
 
 
@@ -63,7 +68,7 @@ def _losses(logits, targets):
   logits = logits.astype(jnp.float32)
   if sharding.cut("vocab") == 1:
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  else:  # each device looks among its own part of the vocabulary
+  else:  # each device searches its own shard of the vocabulary
     here = jnp.arange(logits.shape[-1]) == targets[..., None]
     picked = jnp.where(here, logits, 0).sum(-1)
   return jax.nn.logsumexp(logits, axis=-1) - picked

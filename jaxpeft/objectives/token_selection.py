@@ -1,14 +1,22 @@
-"""Token selection: of each row some tokens carry gradient, and the others are constant.
+"""Token selection (TokenTune): train on a few tokens of each row to save memory.
 
+Ordinary training saves the activations of every token for the backward pass. Token
+selection saves them for k of a row's T tokens only:
+1. At every step, score the tokens of each row and choose the k highest (`split`).
+2. Run the chosen and the remaining tokens through the model as two streams
+   (`layers.layer`). Each stream attends to the other, so every hidden state equals
+   that of ordinary training.
+3. Stop the gradient at the remaining tokens. The backward pass then needs no
+   activations of them except the keys and values that the chosen tokens attend to.
+4. Take the loss over the chosen tokens that are supervised.
+The gradient is therefore an approximation of the ordinary one: it omits the losses of
+the remaining tokens, and every path through their hidden states. If a step chooses no
+supervised token, its loss and gradient are 0.
+
+The reference code always chooses the last token of an example. We do not, because it
+predicts nothing and no other token attends to it.
 Source: Simoulin et al. 2024, "Memory-Efficient Fine-Tuning of Transformers via Token
-Selection" (TokenTune), and its reference code. The constant tokens run through the same
-layers (`layers.layer`), so that every hidden state is that of ordinary training; they
-only let no gradient pass, and need no memory until the backward pass. The loss is that
-of the chosen tokens that are supervised.
-
-Unlike the reference, the last token of an example is not forced in: it predicts
-nothing and nothing sees it. A batch without any chosen supervised token has a loss and
-gradient of 0.
+Selection", and its reference code. Axes: B batch, T tokens, k chosen tokens.
 """
 
 import dataclasses
@@ -23,17 +31,17 @@ from jaxpeft.errors import InputError, unknown
 
 
 class Passes(NamedTuple):
-  """Forward passes without a gradient; each costs what it costs only where called."""
+  """Forward passes, without a gradient, that a choice may call to score the tokens."""
 
-  losses: Callable  # () -> float[B, T], of every token
-  attention: Callable  # () -> float[B, T], that it gets of those that see it
+  losses: Callable  # () -> float[B, T], the loss of each token
+  attention: Callable  # () -> float[B, T], received from the tokens that see it
 
 
 NONE_SUPERVISED = (
-  "no token that was chosen so far has a loss, so nothing is learned: set "
+  "no token chosen so far is supervised, so nothing is learned: set "
   "tokens.choose='completion', a larger tokens.fraction, or data.loss_on='all'"
 )
-# name -> function(key, batch, passes) -> float[B, T]; a row's highest are chosen.
+# name -> function(key, batch, passes) -> scores float[B, T]; the highest are chosen.
 CHOICES: dict[str, Callable] = {
   "random": lambda key, batch, passes: _noise(key, batch),
   "completion": lambda key, batch, passes: _noise(key, batch) + batch["weights"],
@@ -45,18 +53,22 @@ CHOICES: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """Which tokens carry gradient.
+  """Options of token selection: how many tokens carry gradient, and which.
 
   Attributes:
-    fraction: of the tokens of a row, padding included; 1 is all: ordinary training.
-    choose: a key of `CHOICES`, or such a function. "random" is uniform, "completion"
-      random among the supervised tokens and then among the others, "prefix" the first
-      of each example (without loss where they are a prompt's), "loss" the supervised
-      ones of the highest loss, "attention" those that get the most of it, from the
-      tokens that see them, over all layers and heads.
-    always: the first so many tokens of every example are chosen before all others.
-    reweigh: scales the losses of a row by its supervised tokens, over those that were
-      chosen, so that rows weigh in the loss as in ordinary training.
+    fraction: the share of a row's tokens, padding included, that carry gradient; 1 is
+      ordinary training.
+    choose: a key of `CHOICES`, or a function like those in it:
+      "random": uniformly among all tokens.
+      "completion": uniformly among the supervised tokens; if these are fewer than k,
+        then also among the others.
+      "prefix": the first tokens of each example. Those of a prompt have no loss.
+      "loss": the supervised tokens with the highest loss; costs a forward pass.
+      "attention": the supervised tokens that receive the most attention, averaged over
+        the tokens that see them and summed over layers and heads; costs a forward pass.
+    always: this many tokens at the start of each example are chosen first.
+    reweigh: whether to multiply a row's losses by (its supervised tokens / its chosen
+      supervised tokens), so that each row has the weight of ordinary training.
   """
 
   fraction: float = 1.0
@@ -66,32 +78,32 @@ class Selection:
 
   def __post_init__(self):
     if not 0 < self.fraction <= 1:
-      raise InputError(f"tokens.fraction {self.fraction} is not in (0, 1]; 1 is all")
+      raise InputError(f"tokens.fraction {self.fraction} is not in (0, 1]; 1 is off")
     if isinstance(self.choose, str) and self.choose not in CHOICES:
       raise unknown("tokens.choose", self.choose, CHOICES)
     if self.always < 0:
-      raise InputError(f"tokens.always {self.always} is below 0")
+      raise InputError(f"tokens.always {self.always} is below 0; 0 is off")
 
   def count(self, tokens: int) -> int:
-    """How many of a row's tokens carry gradient."""
+    """k, the number of tokens that carry gradient in a row of `tokens` tokens."""
     return max(1, math.ceil(round(self.fraction * tokens, 6)))
 
 
 class Split(NamedTuple):
-  """A batch in two; `constant` is None where all tokens were chosen."""
+  """A batch split by token; `constant` is None if all tokens were chosen."""
 
-  chosen: dict[str, jax.Array]  # [B, k, ...], in their order
-  constant: dict[str, jax.Array] | None  # [B, T - k, ...], in theirs
+  chosen: dict[str, jax.Array]  # [B, k, ...], in their original order
+  constant: dict[str, jax.Array] | None  # [B, T - k, ...], likewise
 
 
 def split(selection: Selection, key, batch: dict, passes: Passes) -> Split:
-  """Chooses tokens of a batch.
+  """The chosen and the remaining tokens of a batch.
 
   Args:
-    selection: which.
-    key: of this step's choice.
-    batch: arrays [B, T, ...], those of `data.batches` among them.
-    passes: see `CHOICES`.
+    selection: how many tokens to choose, and which.
+    key: PRNG key of this step's choice.
+    batch: arrays [B, T, ...]: those of `data.batches`, and possibly others.
+    passes: the forward passes that some of `CHOICES` need.
   """
   length = batch["tokens"].shape[1]
   k = selection.count(length)
@@ -100,7 +112,7 @@ def split(selection: Selection, key, batch: dict, passes: Passes) -> Split:
   choose = selection.choose
   score = (CHOICES[choose] if isinstance(choose, str) else choose)(key, batch, passes)
   score = jnp.where(batch["position"] < selection.always, jnp.inf, score)
-  score = jnp.where(batch["segment"] == 0, -jnp.inf, score)  # padding is the last
+  score = jnp.where(batch["segment"] == 0, -jnp.inf, score)  # padding comes last
   _, chosen = jax.lax.top_k(score, k)
   rows = jnp.arange(len(chosen))[:, None]
   is_chosen = jnp.zeros(score.shape, bool).at[rows, chosen].set(True)
@@ -121,5 +133,5 @@ def split(selection: Selection, key, batch: dict, passes: Passes) -> Split:
 
 
 def _noise(key, batch):
-  """Uniform in [0, 1): below the weight of a supervised token."""
+  """Uniform in [0, 1), so that adding a weight of 1 puts a token above all others."""
   return jax.random.uniform(key, batch["tokens"].shape)

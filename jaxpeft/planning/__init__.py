@@ -1,1 +1,5 @@
-"""What a training step needs, compiled for devices that need not be there."""
+"""Planning: the memory and communication of a training step, without its devices.
+
+It compiles the real step ahead of time, and may import `experiment` and everything
+below that.
+"""

@@ -1,6 +1,7 @@
-"""What the devices of a compiled program tell each other, read from its text.
+"""Parses collectives and their sizes from compiled HLO.
 
-The text is XLA's HLO after partitioning: one program for all devices.
+Collectives are the operations through which the devices of a mesh exchange arrays. The
+HLO is XLA's text of the program after partitioning, which every device runs.
 """
 
 import collections
@@ -22,18 +23,22 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Collective(NamedTuple):
-  """Collectives of one kind and type in one run of the program, on one device."""
+  """All collectives of one kind and dtype in one run of the program on one device."""
 
   kind: str  # e.g. all-gather
-  dtype: str  # of HLO, e.g. u8, bf16
-  count: int  # times that one runs
-  bytes: int  # of what goes in or comes out, whichever is more
+  dtype: str  # as HLO spells it, e.g. u8, bf16
+  count: int  # number of executions
+  bytes: int  # sum over executions of max(bytes of operands, bytes of results)
 
 
 def of(text: str) -> list[Collective]:
-  """The collectives of a compiled program (`compiled.as_text()`), most bytes first.
+  """The collectives of a compiled program, most bytes first.
 
-  Those in a loop count as often as it runs where XLA knows that, and else once.
+  A collective in a loop counts once per iteration if the number of iterations is known,
+  and otherwise once.
+
+  Args:
+    text: the program's HLO, from `compiled.as_text()`.
   """
   computations, entry = _computations(text)
   types = {}
@@ -48,7 +53,7 @@ def of(text: str) -> list[Collective]:
       op = _OP.match(rest)
       channel = re.search(r"channel_id=(\d+)", rest)
       if not op or (channel and channel[1] in seen):
-        continue  # a TPU's text repeats a collective with its channel
+        continue  # HLO for TPUs lists a collective twice, with the same channel
       seen.add(channel and channel[1])
       came = _sizes(op["type"])
       went = sum(
@@ -56,17 +61,20 @@ def of(text: str) -> list[Collective]:
         collections.Counter(),
       )
       if op["start"] and op["kind"] != "all-reduce":
-        came = came - went  # its type holds both
+        came = came - went  # the type of a -start holds operands and results
       for dtype in went | came:
         key = op["kind"], dtype
         counts[key] += times[computation]
         found[key] += times[computation] * max(went[dtype], came[dtype])
-  ordered = sorted(found, key=found.get, reverse=True)
-  return [Collective(*key, counts[key], found[key]) for key in ordered]
+  ordered = sorted(found, key=lambda key: found[key], reverse=True)
+  return [
+    Collective(kind, dtype, counts[kind, dtype], found[kind, dtype])
+    for kind, dtype in ordered
+  ]
 
 
 def _computations(text: str):
-  """({computation: [(instruction, what is right of its =)]}, the entry's name)."""
+  """({computation: [(instruction, text right of its =)]}, name of the entry)."""
   computations, entry, lines = {}, None, []
   for line in text.splitlines():
     head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
@@ -79,7 +87,7 @@ def _computations(text: str):
 
 
 def _times(computations, entry) -> collections.Counter:
-  """How often each computation runs."""
+  """How often each computation runs in one run of the program."""
   times = collections.Counter()
 
   def visit(name, count):
@@ -95,10 +103,10 @@ def _times(computations, entry) -> collections.Counter:
 
 
 def _trips(loop: str, computations) -> int:
-  """How often a loop runs, where it is told, or is the one number it counts up to."""
-  told = _TRIPS.search(loop)
-  if told:
-    return int(told[1])
+  """Iterations of a loop: XLA's count, or the one limit in its condition, or 1."""
+  reported = _TRIPS.search(loop)
+  if reported:
+    return int(reported[1])
   condition = re.search(r"condition=%([\w.-]+)", loop)
   lines = " ".join(rest for _, rest in computations.get(condition and condition[1], ()))
   limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", lines)
@@ -106,7 +114,7 @@ def _trips(loop: str, computations) -> int:
 
 
 def _tuple(rest: str) -> str:
-  """The type at the start of an instruction whose type is a tuple."""
+  """The tuple type with which `rest` begins, up to its closing parenthesis."""
   depth = 0
   for i, c in enumerate(rest):
     depth += (c == "(") - (c == ")")
@@ -116,7 +124,7 @@ def _tuple(rest: str) -> str:
 
 
 def _sizes(type_: str) -> collections.Counter:
-  """{dtype: bytes} of the arrays of a type."""
+  """{dtype: bytes} of all arrays in an HLO type."""
   sizes = collections.Counter()
   for dtype, bits, dims in _ARRAY.findall(type_):
     numbers = math.prod(int(n) for n in dims.split(",") if n)

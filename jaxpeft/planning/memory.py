@@ -97,7 +97,7 @@ def plan(config, target: str = "cpu") -> Plan:
     rows, length = t.batch_size // t.accumulate, config.data.max_tokens
     sharding.check(net.config, rows, length, bool(config.model.quantize))
     lowered = exp.make_step().lower(exp.state, exp.frozen, batch)
-  compiled = lowered.compile(dict(targets.compiler_options(target)))
+  compiled = lowered.compile(targets.compiler_options(target))
   leaves = jax.tree.leaves(exp.frozen, is_leaf=lambda x: isinstance(x, nf4.NF4))
   packed = [x for x in leaves if is_node(x)]
   return Plan(

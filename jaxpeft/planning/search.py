@@ -1,7 +1,7 @@
-"""What fits: the largest batch, or the longest rows, whose step needs a given memory.
+"""Searches for the largest batch, or the longest rows, that fit in a given memory.
 
-Every trial compiles the real step (`memory.plan`), and so takes from seconds to a
-minute.
+Each trial compiles the real training step (`memory.plan`), which takes from seconds to
+a minute.
 """
 
 import re
@@ -14,39 +14,42 @@ from jaxpeft.planning import memory, targets
 
 OVER = ("tokens", "rows")
 _UNITS = dict(kB=1e3, MB=1e6, GB=1e9, KiB=2**10, MiB=2**20, GiB=2**30)
-_FINEST = 16  # the answer is exact to a 16th of itself
-_TOKENS = 64  # rows are lengthened by multiples of it
+_FINEST = 16  # the answer is exact to 1/16 of itself
+_TOKENS = 64  # row lengths are multiples of this
 
 
 def parse_bytes(text: str) -> int:
-  """ "24GB" -> 24,000,000,000; also kB, MB, KiB, MiB, GiB.
+  """Number of bytes: "24GB" -> 24,000,000,000; also kB, MB, KiB, MiB, GiB.
 
   Raises:
-    InputError: it is no such thing.
+    InputError: the text is not a number and one of these units.
   """
   found = re.fullmatch(r"([\d.]+) ?(\w+)", text.strip())
   try:
-    return int(float(found[1]) * _UNITS[found[2]])
-  except (KeyError, TypeError, ValueError) as e:
+    number, unit = found.groups() if found else ("", "")
+    return int(float(number) * _UNITS[unit])
+  except (KeyError, ValueError) as e:
     raise InputError(
-      f"--fit={text} is no amount of memory, as 24GB or 24GiB is ({', '.join(_UNITS)})"
+      f"--fit={text} is not an amount of memory such as 24GB or 24GiB; the units are "
+      f"{', '.join(_UNITS)}"
     ) from e
 
 
 def largest(
   config, target: str, budget: int, over: str = "tokens", tell: Callable = print
 ):
-  """(the largest number that fits, its `Plan`), to a 16th.
+  """(the largest size that fits, its `Plan`); the size is exact to 1/16.
 
   Args:
-    config: of a run; the search starts at its own number.
-    target: see `targets`.
-    budget: bytes of one device; the driver's context is not in a plan.
-    over: "tokens" (data.max_tokens), or "rows" (train.batch_size, which is those of
-      all microbatches).
-    tell: called with a line after every trial.
+    config: config of a run; the search starts at its size.
+    target: name of the devices to compile for, see `targets`.
+    budget: bytes available on each device. The driver's context is not in a plan, so
+      leave room for it.
+    over: the size to vary: "tokens" (data.max_tokens), or "rows" (train.batch_size, the
+      rows of all microbatches together).
+    tell: called with a line of text after each trial.
   Raises:
-    InputError: not even the least fits; or as of `memory.plan`.
+    InputError: not even the smallest size fits, or `memory.plan` rejects the config.
   """
   key = dict(tokens="data.max_tokens", rows="train.batch_size")[over]
   section, name = key.split(".")
@@ -70,14 +73,14 @@ def largest(
   if not low:
     raise InputError(
       f"{key}={high * unit} needs {human(plans[high].total)}B on {target}, more than "
-      f"the {human(budget)}B asked for, and it is the least there is; try "
-      "model.remat=segments, model.quantize=nf4 or tokens.fraction"
+      f"the budget of {human(budget)}B, and it is the smallest possible value; try "
+      "model.remat=segments, model.quantize=nf4 or a smaller tokens.fraction"
     )
   return low * unit, plans[low]
 
 
 def _row_unit(config, target: str) -> int:
-  """The least batch that divides into microbatches and over devices."""
+  """The smallest batch that divides into microbatches and over the devices."""
   devices = targets.devices(target)
   sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
   sizes = sharding.fill(sizes, len(devices))

@@ -1,4 +1,4 @@
-"""Several memory plans side by side, as a table and as a plot."""
+"""Memory plans of several configs or targets, as a table and as a plot."""
 
 from jaxpeft.planning import memory, targets
 
@@ -6,12 +6,13 @@ from jaxpeft.planning import memory, targets
 def plans(configs: dict, names: list[str], report=lambda text: None) -> dict:
   """{name: `memory.Plan`} of every config on every target.
 
-  Every target has as many rows per device as the first target has (weak scaling).
+  The batch size is scaled so that every target has as many rows per device as the first
+  one (weak scaling).
 
   Args:
     configs: {name: config of a run}.
-    names: targets, see `targets`.
-    report: called with a line before each compilation.
+    names: names of targets, see `targets`.
+    report: called with a line of text before each compilation.
   """
   first = len(targets.devices(names[0]))
   found = {}
@@ -28,7 +29,7 @@ def plans(configs: dict, names: list[str], report=lambda text: None) -> dict:
 
 
 def table(plans: dict) -> str:
-  """One line per plan; MB per device, and FLOPs relative to the first plan."""
+  """One line per plan: MB per device, and FLOPs relative to the first plan."""
   width = max(map(len, plans)) + 2
   head = ("devices", "weights+state", "temporaries", "total", "collectives", "FLOPs")
   lines = [f"{'MB':<{width}}" + "".join(f"{name:>14}" for name in head)]
@@ -49,7 +50,7 @@ def table(plans: dict) -> str:
 
 
 def plot(plans: dict, path: str):
-  """One bar per plan, made of its parts; tracing splits the temporaries."""
+  """Draws one stacked bar per plan; sizes from tracing split the temporaries."""
   from matplotlib import figure
 
   bars = {name: _parts(plan) for name, plan in plans.items()}
@@ -70,7 +71,11 @@ def plot(plans: dict, path: str):
 
 
 def _parts(plan) -> dict[str, int]:
-  """Parts that add up: the compiler may hold less at a time than was traced."""
+  """Parts of a plan that add up to its total.
+
+  The traced sizes are cut off where they exceed the compiler's temporaries, since the
+  compiler may hold less at once than was traced.
+  """
   parts = plan.parts()
   rest = parts.pop("temporaries")
   for name in ("gradients", "activations", "logits"):

@@ -1,20 +1,27 @@
-"""Devices to compile for that need not be there: GPUs, and slices of TPUs.
+"""Targets: devices to compile for, which this machine need not have.
 
-A target is `cpu`, a GPU as `h100` or `a100-40gb`, N of them as `h100x8`, or a TPU's
-generation and topology as `v5e:4x4`.
+XLA can compile a program for a device from a description of it, without the device.
+The compiled program cannot run here, but its memory plan, its FLOPs and its collectives
+can be read. A target is the name of such devices:
+- `cpu`: this machine's first CPU device;
+- `h100`, `a100-40gb`, `a100-80gb`: one NVIDIA GPU;
+- `h100x8`: eight such GPUs;
+- `v5e:4x4`, `v5p:4x4x4`: a slice of TPUs, as generation and topology.
 """
 
 import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 
 from jaxpeft.errors import InputError
 
-# Facts about a device that XLA:GPU plans with. Source: NVIDIA's data sheets, CUDA's
-# table of compute capabilities 8.0 and 9.0, and the memory that such devices report.
+# The description of a GPU that XLA:GPU needs to compile for it. Sources: NVIDIA's data
+# sheets, CUDA's table of compute capabilities 8.0 and 9.0, and the memory sizes that
+# such devices report.
 _GPU_INFO = dict(
   threads_per_block_limit=1024,
   threads_per_warp=32,
@@ -53,28 +60,28 @@ _GPUS = {
   | dict(memory_bandwidth=2_039_000_000_000, device_memory_size=85_167_046_656),
 }
 _GPU, _TPU = rf"({'|'.join(_GPUS)})(?:x([1-9]\d*))?", r"(v\d\w*|tpu\d\w*):\d+(x\d+)*"
-_WHEELS = {  # module: what is needed to compile
+_WHEELS = {  # kind of target -> modules that compiling for it needs
   "cuda": ("jax_plugins.xla_cuda13", "jax_cuda13_plugin"),
   "tpu": ("libtpu",),
 }
 
 
 def devices(target: str) -> list:
-  """The devices of a target: this machine's first CPU, or such as are only described.
+  """The JAX devices of a target: real for `cpu`, and otherwise only descriptions.
 
   Raises:
-    InputError: an unknown target, or what compiles for it is not installed.
+    InputError: the target is unknown, or its compiler is not installed.
   """
   kind = _kind(target)
   if not can_compile_for(target):
     raise InputError(
-      f"to compile for {target} without one, install what does: "
+      f"to compile for target {target} on this machine, install its compiler: "
       + {
         "cuda": "pip install --no-deps --target DIRECTORY "
         f"jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}, and "
-        "set PYTHONPATH=DIRECTORY for this",
+        "set PYTHONPATH=DIRECTORY for this command",
         "tpu": "pip install libtpu, in the version that jax[tpu] of JAX "
-        f"{jax.__version__} names",
+        f"{jax.__version__} requires",
       }[kind]
     )
   if kind == "cpu":
@@ -82,7 +89,7 @@ def devices(target: str) -> list:
   from jax.experimental import topologies
 
   if kind == "cuda":
-    name, count = re.fullmatch(_GPU, target).groups()
+    name, _, count = target.partition("x")
     facts = dict(
       gpu_device_info=_GPU_INFO | _GPUS[name],
       platform_name='"CUDA"',
@@ -95,47 +102,55 @@ def devices(target: str) -> list:
     )
   else:
     sides = [int(n) for n in target.split(":")[1].split("x")]
-    small = math.prod(sides) < 4  # than a host has
+    small = math.prod(sides) < 4  # fewer chips than one host has
     host = dict(chips_per_host_bounds=(*sides, 1)[:3]) if small else {}
     try:
       found = topologies.get_topology_desc(target, "tpu", **host)
     except Exception as e:
       reason = str(e).strip().split("\n")[0]
-      raise InputError(f"target {target!r} is no slice of TPUs: {reason}") from e
+      raise InputError(f"target {target!r} is not a slice of TPUs: {reason}") from e
   return list(found.devices)
 
 
 def prepare(target: str):
-  """Sets what must be set before JAX looks for devices, to compile without one."""
+  """Sets the environment variables that compiling for a target needs.
+
+  Call it before JAX first looks for devices. Variables that are already set stay.
+  """
   settings = {
     "cpu": {},
     "cuda": dict(JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", CUDA_VISIBLE_DEVICES="-1"),
-    # Else libtpu asks the network where it is, and JAX takes it for a device.
+    # Otherwise libtpu asks the network which TPU it is on, and JAX takes libtpu for a
+    # device.
     "tpu": dict(
       JAX_PLATFORMS="cpu",
       TPU_SKIP_MDS_QUERY="1",
       TPU_ACCELERATOR_TYPE="v5litepod-16",
       TPU_WORKER_HOSTNAMES="localhost",
-      ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # there is no TPU that only one may have
+      ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # no TPU here that a second process could block
     ),
   }
   for name, value in settings[_kind(target)].items():
     os.environ.setdefault(name, value)
 
 
-def compiler_options(target: str) -> dict[str, float]:
-  """Those that plan memory in a tenth of the time; a TPU's default takes minutes."""
+def compiler_options(target: str) -> Any:
+  """Compiler options for planning on a target, as {name: value}.
+
+  For TPUs they cut compilation to a tenth of its time, which by default is minutes.
+  """
   if _kind(target) != "tpu":
     return {}
   return dict(exec_time_optimization_effort=-1.0, memory_fitting_effort=-1.0)
 
 
 def can_compile_for(target: str) -> bool:
-  """Whether what compiles for a target is installed."""
+  """Whether the compiler for a target is installed."""
   return all(map(_has, _WHEELS.get(_kind(target), ())))
 
 
 def _kind(target: str) -> str:
+  """The compiler that a target needs: "cpu", "cuda" or "tpu"."""
   if target == "cpu":
     return "cpu"
   if re.fullmatch(_GPU, target):
@@ -143,8 +158,8 @@ def _kind(target: str) -> str:
   if re.fullmatch(_TPU, target):
     return "tpu"
   raise InputError(
-    f"unknown target {target!r}; there are cpu, {', '.join(_GPUS)}, with xN for N of "
-    "them, and TPUs as v5e:4x4 or v5p:4x4x4"
+    f"unknown target {target!r}; use cpu, {' or '.join(_GPUS)} (add xN for N GPUs), or "
+    "a slice of TPUs such as v5e:4x4 or v5p:4x4x4"
   )
 
 
@@ -156,7 +171,7 @@ def _has(module: str) -> bool:
 
 
 def _text(fields: dict) -> str:
-  """A protocol buffer's text form."""
+  """The text format of a protocol buffer with these fields."""
   return " ".join(
     f"{name} {{ {_text(x)} }}" if isinstance(x, dict) else f"{name}: {x}"
     for name, x in fields.items()

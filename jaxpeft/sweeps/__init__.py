@@ -1,5 +1,5 @@
-"""Sweeps: many runs, compared at an equal tuning budget per method.
+"""Sweeps: many runs of train.py, compared at an equal tuning budget per method.
 
-This package may import `experiment` and everything below that, but neither `export`
-nor `planning`.
+This package may import `experiment` and everything below it, but neither `export` nor
+`planning`.
 """

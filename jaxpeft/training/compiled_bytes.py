@@ -1,10 +1,10 @@
-"""Device memory of a compiled program: as planned by the compiler, and as used."""
+"""Device memory of a compiled program: the compiler's plan, and the measured peak."""
 
 
 def planned(compiled) -> int:
-  """Bytes that a compiled program needs, its arguments included."""
+  """Bytes that a compiled program needs, including its arguments and results."""
   plan = compiled.memory_analysis()
-  # A donated argument stays in place: it counts once.
+  # A donated argument shares memory with a result, so it counts once.
   return (
     plan.argument_size_in_bytes
     + plan.output_size_in_bytes
@@ -19,5 +19,5 @@ def temporary(compiled) -> int:
 
 
 def live_peak(device) -> int | None:
-  """The most bytes in use so far, where the backend reports them."""
+  """The most bytes in use so far, or None if the backend does not report them."""
   return (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,6 +1,6 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard files, loss.png, a bar.
+"""A run's records: metrics.jsonl, TensorBoard files, loss.png, and a progress bar.
 
-Of several processes, only process 0 writes and shows anything.
+If a run has several processes, only process 0 writes files and shows progress.
 """
 
 import json
@@ -18,10 +18,10 @@ from jaxpeft.parallel import distributed
 
 
 class Log:
-  """Metrics of a run, one JSON object a line, continued at `step` when resuming.
+  """Metrics of a run, one JSON object per line, in metrics.jsonl and TensorBoard.
 
-  Lines behind `step` are dropped: the resumed run writes them again, the same. A run
-  that starts anew gives -1.
+  When a run resumes at `step`, lines with a larger step are dropped, because the
+  resumed run writes the same lines again. A new run passes -1.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
@@ -39,7 +39,7 @@ class Log:
     )
 
   def write(self, step: int, **values):
-    """Appends a line, and its numbers to TensorBoard."""
+    """Appends a line to metrics.jsonl, and its numbers to TensorBoard."""
     line = dict(step=step, **values)
     self.lines.append(line)
     if self._board is None:
@@ -51,14 +51,14 @@ class Log:
         self._board.add_scalar(name, value, step)
 
   def last(self, name: str):
-    """The newest value of that name, or None."""
+    """The most recent value of `name`, or None."""
     return next((line[name] for line in reversed(self.lines) if name in line), None)
 
   def plot(self, path: pathlib.Path, title: str):
-    """Draws training and held-out loss over steps."""
+    """Draws the training and held-out losses over the steps."""
     if self._board is None:
       return
-    from matplotlib import figure  # no pyplot: it would choose a display
+    from matplotlib import figure  # not pyplot, which would look for a display
 
     fig = figure.Figure(figsize=(6, 4), layout="constrained")
     axes = fig.subplots()
@@ -80,7 +80,11 @@ class Log:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-  """The lines of a metrics.jsonl, but for one that a killed run left half."""
+  """The lines of a metrics.jsonl, except a last one that a killed run left incomplete.
+
+  Raises:
+    InputError: any other line is not JSON.
+  """
   if not path.exists():
     return []
   lines = path.read_text().split("\n")
@@ -98,7 +102,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 class Progress:
-  """A bar with loss, tokens/s and time left; without a terminal, lines instead."""
+  """Loss, tokens/s and time left: a bar on a terminal, and otherwise lines of text."""
 
   def __init__(self, total: int, initial: int):
     self._bar = tqdm.tqdm(
@@ -112,16 +116,16 @@ class Progress:
     self.restart()
 
   def restart(self):
-    """Counts tokens/s from now on: what was in between is not training."""
+    """Restarts the count of tokens/s, e.g. to leave out the time of an evaluation."""
     self._clock, self._tokens = time.time(), 0
 
   def count(self, segment):
-    """A step was taken on tokens where `segment` is not 0."""
+    """Counts one step, and its tokens: those whose `segment` is not 0 (padding)."""
     self._tokens += int(np.count_nonzero(segment))
     self._bar.update()
 
   def show(self, step: int, loss: float, lr: float) -> float:
-    """Shows the state of things; returns tokens/s since it was last called."""
+    """Shows loss and speed; returns tokens/s since the last call or `restart`."""
     speed = self._tokens / (time.time() - self._clock)
     self.restart()
     self._bar.set_postfix_str(f"loss {loss:.4f} {console.human(speed)}tokens/s")
@@ -135,5 +139,5 @@ class Progress:
     return speed
 
   def close(self):
-    """Ends the bar."""
+    """Closes the bar."""
     self._bar.close()

@@ -1,4 +1,4 @@
-"""Optimizers by name, with schedule and clipping, for the trainable partition."""
+"""Optax optimizers by name, with schedule, clipping and per-group learning rates."""
 
 import inspect
 import math
@@ -14,17 +14,19 @@ from jaxpeft.training import scaled_gd as precondition_
 
 
 def schedule(lr: float, kind: str, warmup: float, final_lr: float, steps: int):
-  """Learning rate by step: linear warm-up from 0, then the named decay.
+  """Optax schedule: linear warm-up to the peak, then the named decay.
 
   Args:
-    lr: the peak.
+    lr: the peak learning rate.
     kind: "cosine", "linear" or "constant".
-    warmup: share of the steps.
-    final_lr: share of the peak that is left at the last step.
-    steps: in all.
+    warmup: share of the steps that warm up, in [0, 1).
+    final_lr: learning rate at the end of the decay, as a share of the peak.
+    steps: total number of steps.
+  Raises:
+    InputError: an unknown kind, or a warm-up outside [0, 1).
   """
   if not 0 <= warmup < 1:
-    raise InputError(f"optim.warmup {warmup} is a share of all steps, in [0, 1)")
+    raise InputError(f"optim.warmup {warmup} is not a share of the steps in [0, 1)")
   rising = round(warmup * steps)
   rest = max(1, steps - rising)
   decays = {
@@ -36,7 +38,7 @@ def schedule(lr: float, kind: str, warmup: float, final_lr: float, steps: int):
     raise unknown("optim.schedule", kind, decays)
   if not rising:
     return decays[kind]()
-  # The first step already moves: a warm-up from 0 would waste it.
+  # Warm-up starts at lr / rising; a learning rate of 0 would waste the first step.
   first = (
     optax.linear_schedule(lr / rising, lr, rising - 1)
     if rising > 1
@@ -62,13 +64,21 @@ def make(
   """(gradient transformation, learning-rate schedule) of `config.optim`.
 
   Args:
-    groups: {group: {match: regex of whole paths of trained leaves, times: factor}};
-      LoRA+ [Hayou et al. 2024, arXiv:2402.12354] is times=16 for ".*/theta/b".
-    precondition: "" or "scaled_gd", what is done to gradients before clipping.
-
+    steps: total number of steps.
+    name: an optimizer of `optax` or `optax.contrib`, e.g. "adamw".
+    lr, schedule, warmup, final_lr: as in `schedule`.
+    clip_norm: largest global norm of the gradients; 0 disables clipping.
+    weight_decay: passed to the optimizer.
+    options: other keyword arguments of the optimizer.
+    groups: {group: {match: regex, times: factor}}. The regex is matched against the
+      whole path of each trained leaf; the factor multiplies its learning rate. For
+      example, LoRA+ [Hayou et al. 2024, arXiv:2402.12354] is times=16 for
+      ".*/theta/b".
+    precondition: what transforms gradients before clipping: "" (nothing) or
+      "scaled_gd".
   Raises:
-    InputError: an optimizer that Optax does not have, or an option that it does not; a
-      number that would train nothing, or uphill.
+    InputError: an optimizer or an option that Optax does not have, or a number out of
+      range.
   """
   _check(lr=lr, final_lr=final_lr, clip_norm=clip_norm, weight_decay=weight_decay)
   factory = _factories().get(name)
@@ -89,9 +99,11 @@ def make(
     tx = factory(rate, **options)
     trial = {"w": jnp.ones((2, 2))}
     jax.eval_shape(lambda t: tx.update(t, tx.init(t), t), trial)
-  except Exception as e:  # whatever it raises, it cannot be used for these steps
+  except Exception as e:  # whatever it raises, this optimizer cannot be used
     reason = str(e).strip().split("\n")[0]
-    raise InputError(f"optimizer {name} with {options} does not fit: {reason}") from e
+    raise InputError(
+      f"optim.name={name} with optim.options={options} cannot be used: {reason}"
+    ) from e
   if groups:
     tx = _by_group(lambda times: factory(lambda i: times * rate(i), **options), groups)
   if precondition not in _PRECONDITION:
@@ -100,17 +112,17 @@ def make(
 
 
 def _check(lr, **others):
-  """Refuses a rate that is not above 0, and others below it; NaN is neither."""
+  """Rejects lr unless above 0, and the others unless at least 0; rejects NaN, too."""
   if not 0 < lr < math.inf:
-    raise InputError(f"optim.lr {lr} is not above 0 and finite")
+    raise InputError(f"optim.lr {lr} is not a finite number above 0")
   for name, value in others.items():
-    # Clipping to a norm below 0 would turn the gradient around.
+    # Clipping to a negative norm would reverse the gradient.
     if not 0 <= value < math.inf:
-      raise InputError(f"optim.{name} {value} is not at least 0 and finite")
+      raise InputError(f"optim.{name} {value} is not a finite number, 0 or above")
 
 
 def _by_group(make_one, groups):
-  """An optimizer for each group of leaves, with its own learning rate."""
+  """One transformation, in which each group of leaves has its own learning rate."""
   rules, times = {}, {"": 1.0}
   for group, fields in groups.items():
     if set(fields) != {"match", "times"}:
@@ -138,7 +150,8 @@ def _by_group(make_one, groups):
     unused = sorted(rules.keys() - used)
     if unused:
       raise InputError(
-        f"optim.groups.{unused[0]}.match matches nothing that is trained"
+        f"optim.groups.{unused[0]}.match matches nothing that is trained; it must "
+        "match the whole path of a trained leaf, e.g. layers_0/attn/q/theta/b"
       )
     return tree
 
@@ -146,16 +159,17 @@ def _by_group(make_one, groups):
 
 
 _PRECONDITION = {"": list, "scaled_gd": lambda: [precondition_.scaled_gd()]}
-_schedule = schedule  # `make` has an argument of that name, as the config has
+_schedule = schedule  # `make` has an argument `schedule`, like the config key
 
 
 def _factories() -> dict:
+  """{name: function} of the optimizers of Optax that take a learning rate."""
   found = {}
   for module in (optax.contrib, optax):
     for name, f in vars(module).items():
       if inspect.isfunction(f) and not name.startswith("_"):
         first = next(iter(inspect.signature(f).parameters), "")
-        # Schedule-free ones are evaluated at another point than they train.
+        # Schedule-free ones must be evaluated at other parameters than they train.
         odd = name.startswith(("scale_by", "schedule_free"))
         if first == "learning_rate" and not odd:
           found[name] = f

@@ -1,17 +1,17 @@
-"""What a run reports to people: a banner before training, the result after it."""
+"""Text that a run prints: a banner before training, and the result after it."""
 
 from jaxpeft.console import human
 from jaxpeft.training import compiled_bytes
 
 
 def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
-  """Model, method, sizes, memory and compile time.
+  """The banner: model, method, sizes, memory and compile time.
 
   Args:
-    config: config of the run.
-    size: a `Count`, the sizes of the adapted model.
+    config: the run's config.
+    size: a `Count` of the adapted model.
     compiled: the compiled training step.
-    compile_s: seconds that compiling took.
+    compile_s: seconds that compilation took.
     epoch_steps: steps per pass over the data.
   """
   toy = "a toy: it shows that the machinery works, not how good a method is"
@@ -31,7 +31,11 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
 
 
 def result(final: dict) -> str:
-  """The final line of metrics.jsonl, with samples from before and after."""
+  """The result: samples and accuracy of base and adapted model, time and peak memory.
+
+  Args:
+    final: the last line of metrics.jsonl.
+  """
   lines = []
   columns = (final.get(key, ()) for key in ("prompts", "base_samples", "samples"))
   for prompt, before, after in zip(*columns, strict=True):
@@ -51,7 +55,7 @@ def result(final: dict) -> str:
 
 
 def peak_memory(step_fn, device) -> dict:
-  """The peak memory for the final line: as used, or as the compiler planned it."""
+  """Peak memory for metrics.jsonl: measured, or otherwise the compiler's plan."""
   live = compiled_bytes.live_peak(device)
   return dict(
     peak_memory_bytes=live or compiled_bytes.planned(step_fn),

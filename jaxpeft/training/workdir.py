@@ -1,4 +1,4 @@
-"""A run's directory: its config, its lock, and whether it may be continued."""
+"""A run's directory: its config.json, its lock, and whether a run may continue."""
 
 import fcntl
 import json
@@ -12,17 +12,17 @@ from jaxpeft import config as configs
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
 
-_WHERE = ("mesh", "processes")  # sections that may change: the run is the same
+_WHERE = ("mesh", "processes")  # sections that may change when a run continues
 
 
 def prepare(path: str, config) -> pathlib.Path:
-  """Makes the run's directory and writes config.json, or checks the one there.
+  """The run's directory, after writing config.json there or checking the existing one.
 
-  With several processes, all call it: process 0 writes, the others check.
+  If there are several processes, all must call it: process 0 writes, the others check.
 
   Raises:
-    InputError: in all of them, if it is not writable, holds a run of another config, or
-      is not the same directory for all.
+    InputError: in every process, if the directory is not writable, holds a run of
+      another config, or is not the same directory for all processes.
   """
   workdir = pathlib.Path(path)
   text = json.dumps(configs.to_json(config), indent=2) + "\n"
@@ -41,10 +41,10 @@ def prepare(path: str, config) -> pathlib.Path:
 
 
 def _lock(workdir):
-  """Has the run's directory for this process alone, until it ends.
+  """Locks the run's directory for this process, until the process ends.
 
   Raises:
-    InputError: another process has it.
+    InputError: another process holds the lock.
   """
   path = workdir.resolve() / ".lock"
   if path in _locks:
@@ -54,14 +54,14 @@ def _lock(workdir):
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as e:
     raise InputError(
-      f"another process trains in {workdir}; let it end, or use another --workdir"
+      f"another process trains in {workdir}; wait for it, or use another --workdir"
     ) from e
   except OSError:
-    pass  # a file system without locks
+    pass  # the file system has no locks
   _locks[path] = lock
 
 
-_locks = {}  # open files: closed, they are locks no more
+_locks = {}  # path -> open file, kept because closing a file releases its lock
 
 
 def _write_or_check(workdir, text, write):
@@ -80,7 +80,7 @@ def _write_or_check(workdir, text, write):
     if changed:
       raise InputError(
         f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
-        "use another --workdir, or remove that one"
+        "use another --workdir, or delete this one"
       )
   elif write:
     tmp = file.with_suffix(".tmp")
@@ -88,21 +88,21 @@ def _write_or_check(workdir, text, write):
     tmp.replace(file)
   else:
     raise InputError(
-      f"{file} is there for process 0 and not for another: --workdir must be on a file "
-      "system that all machines share"
+      f"process 0 wrote {file}, but another process does not find it: --workdir must "
+      "be on a file system that all machines share"
     )
 
 
 def read_config(workdir) -> Any:
-  """The resolved `ConfigDict` of a run.
+  """The locked config of the run in `workdir`, with defaults for keys added later.
 
   Raises:
-    InputError: if the directory is no run.
+    InputError: the directory holds no run.
   """
   path = pathlib.Path(workdir) / "config.json"
   try:
     values = json.loads(path.read_text())
-  except (OSError, ValueError) as e:  # no JSON, or no text
+  except (OSError, ValueError) as e:  # ValueError: not JSON, or not text
     raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
   if not isinstance(values, dict):
     raise InputError(f"{workdir} is no run: {path} holds no JSON object")
@@ -110,6 +110,7 @@ def read_config(workdir) -> Any:
 
 
 def _changes(old: dict, new: dict, place: str = "") -> list[str]:
+  """Keys whose values differ, e.g. "optim.lr: 0.1 there, 0.2 now"."""
   out = []
   for key in sorted(old.keys() | new.keys()):
     a, b = old.get(key), new.get(key)

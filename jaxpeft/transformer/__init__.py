@@ -1,1 +1,5 @@
-"""The model: configuration, layers, attention, and the functions that compose them."""
+"""The decoder: its configuration, layers, attention, and the functions that run them.
+
+This package may import `quantization`, `data`, `console`, `parallel` and the rooms
+below those; it knows nothing of adapters, losses or runs.
+"""

@@ -1,17 +1,19 @@
-"""Softmax attention by blocks of queries, with a backward pass that stores no scores.
+"""Softmax attention over blocks of queries, which never stores the [T, S] scores.
 
-Between forward and backward only queries, keys, values, the output and one number per
-query are kept; scores of one block of queries at a time are formed, and formed again.
-Source: Rabe and Staats 2021; Dao et al. 2022 (without their tiles over keys).
-cuDNN's attention, in `jax.nn.dot_product_attention`, has neither segments nor positions
-of chosen tokens: a mask in their place would be the array [T, S] that is to be spared.
-Axes: B batch, T queries, S keys of all parts, K key/value heads, G query heads of each,
-N head_dim.
+The forward pass computes the scores of one block of queries at a time and saves only
+the queries, keys, values, output and one number per query (the log of the softmax's
+denominator). The backward pass recomputes the scores block by block from these.
+We do not call `jax.nn.dot_product_attention` (cuDNN): it supports neither packed
+segments nor arbitrary token positions, and the mask that would express them is itself
+an array [T, S], which is what this module avoids.
+Source: Rabe and Staats 2021; Dao et al. 2022 (without their tiling over keys).
+Axes: B batch, T queries, S keys of all parts together, K key/value heads, G query heads
+per key/value head, N head_dim.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,53 +22,64 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer.chunking import pieces
 
-EVERYWHERE = 1 << 30  # a window that no position leaves
-_MASKED = -2.0e38  # finite: a row without any key must not become NaN
-_LEAST = 64  # queries in a quarter
-_NUMBERS = 2**22  # of scores at a time: 16 MiB in float32
+EVERYWHERE = 1 << 30  # a window larger than any sequence: no limit
+_MASKED = -2.0e38  # not -inf: a query that sees no key would become NaN
+_LEAST = 64  # fewest queries in a part of `_quarters`
+_NUMBERS = 2**22  # most scores held at once: 16 MiB in float32
 
 
 class Where(NamedTuple):
-  """Where tokens stand: int32 [B, T] each. Tokens see earlier ones of their segment."""
+  """Positions and segments of tokens, int32[B, T] each.
+
+  A token attends to itself and to earlier positions of its own segment.
+  """
 
   position: jax.Array
-  segment: jax.Array  # 0 is padding: seen by nothing
+  segment: jax.Array  # 0 marks padding, which no token attends to
 
 
 class KV(NamedTuple):
-  """Keys and values of some tokens: of x itself, of a cache, of another stream."""
+  """Keys and values of a set of tokens: the layer's own input, a cache, or a stream."""
 
-  k: jax.Array  # [B, K, S, N], rotated
+  k: jax.Array  # [B, K, S, N], with rotary embedding applied
   v: jax.Array  # [B, K, S, N]
   where: Where  # [B, S]
 
 
-def attend(q, where: Where, parts: list[KV], window, scale: float, cap: float | None):
-  """Attention of queries over several sets of keys, which are never concatenated.
+def attend(
+  q, where: Where, parts: list[KV], window, scale: float, cap: float | None
+) -> jax.Array:
+  """Softmax attention of queries over several sets of keys, without concatenating them.
 
   Args:
-    q: [B, K, G, T, N], rotated.
-    where: of the queries.
-    parts: the first is of the queries' own tokens, in their order: a block of queries
-      does not look at later ones. The others may stand anywhere.
-    window: int32[], how many positions back a query sees, itself included.
-    scale: of the scores.
-    cap: scores become cap * tanh(score / cap); None is off.
+    q: [B, K, G, T, N], with rotary embedding applied.
+    where: positions and segments of the queries.
+    parts: the sets of keys and values. The first belongs to the same tokens as the
+      queries, in the same order, so that a block of queries can skip the keys after
+      its end. The others may have any positions.
+    window: int32[], how many positions a query sees, counting its own.
+    scale: factor on the scores.
+    cap: soft cap: scores become cap * tanh(score / cap). None disables it.
   Returns:
     [B, K, G, T, N] in q's dtype.
   """
   kv = tuple((part.k, part.v) for part in parts)
   places = (where, tuple(part.where for part in parts), window)
-  return _attend(scale, cap, q, kv, places)
+  return cast(jax.Array, _attend(scale, cap, q, kv, places))
 
 
 def received(q, kv: KV, window, scale: float, cap: float | None):
-  """How much attention each token gets, float32[B, T]: mean over those that see it.
+  """Attention that each token receives, averaged over the queries that can see it.
 
-  The mean, since a sum would favour the first, which all see; summed over the heads.
+  It is an average because a sum would favor the first tokens, which more queries can
+  see. Over the heads it is a sum.
 
   Args:
-    q: [B, K, G, T, N], rotated, of the tokens of kv; else as in `attend`.
+    q: [B, K, G, T, N], queries of the same tokens as kv, with rotary embedding applied.
+    kv: keys and values [B, K, T, N].
+    window, scale, cap: as in `attend`.
+  Returns:
+    float32[B, T].
   """
 
   def block(total, item):
@@ -83,7 +96,7 @@ def received(q, kv: KV, window, scale: float, cap: float | None):
 
 
 def visible(query: Where, key: Where, window):
-  """bool[B, T, S]: same segment, not later, inside the window, and not padding."""
+  """bool[B, T, S]: whether the key is in the query's segment, window and past."""
   back = query.position[:, :, None] - key.position[:, None, :]
   same = query.segment[:, :, None] == key.segment[:, None, :]
   return same & (back >= 0) & (back < window) & (key.segment != 0)[:, None, :]
@@ -95,7 +108,8 @@ def _attend(scale, cap, q, kv, places):
 
 
 def _forward(scale, cap, q, kv, places):
-  # Else masks, which follow from positions alone, would be formed once and kept.
+  # Without this barrier XLA hoists the masks, which depend on positions only, out of
+  # the loops and stores them all.
   q, places = jax.lax.optimization_barrier((q, places))
   where, _, window = places
 
@@ -105,7 +119,7 @@ def _forward(scale, cap, q, kv, places):
     top = s.max(-1, keepdims=True)
     p = jnp.exp(s - top)
     total = p.sum(-1, keepdims=True)
-    # Dividing the [T, N] sums instead of the [T, S] weights is the same, and cheaper.
+    # Dividing the output [T, N] by the total is cheaper than dividing p [T, S].
     out = _split_sum(_weigh, p, [v for _, v in kvi]) / total
     return None, (out.astype(q.dtype), top + jnp.log(total))
 
@@ -155,34 +169,37 @@ _attend.defvjp(_forward, _backward)
 
 
 def _quarters(t: int) -> list[slice]:
-  """Of the queries: those of one need no key after its end."""
+  """At most four slices of t queries; no query needs a key after its slice's end."""
   size = max(_LEAST, math.ceil(t / 4))
   return [slice(i, min(i + size, t)) for i in range(0, t, size)]
 
 
 def _until(end: int, kv, places):
-  """Keys and values before `end`, all of the other parts, and where they stand."""
+  """(keys and values, their places) of the parts, the first one cut at `end`."""
   keys = places[1]
   first = tuple(x[:, :, :end] for x in kv[0])
   return (first, *kv[1:]), (jax.tree.map(lambda x: x[:, :end], keys[0]), *keys[1:])
 
 
 def _of(rows: slice, arrays, where: Where):
-  """Arrays [B, K, G, T, ...] and [B, T] of some queries, with their axis of queries."""
+  """[(queries `rows` of an array, its axis T)] for `arrays` and both of `where`."""
   arrays = [(x[:, :, :, rows], 3) for x in arrays]
   return [*arrays, *((x[:, rows], 1) for x in where)]
 
 
 def _loop(block, carry, items, kv):
-  """Scans over blocks of queries, so few that their scores are at most 16 MiB.
+  """Scans `block` over blocks of queries whose scores take at most about 16 MiB.
 
-  A real loop: the compiler may not form the scores of several blocks at once.
+  It is a `lax.scan` rather than an unrolled loop, so that XLA cannot compute the scores
+  of several blocks at the same time.
 
   Args:
-    block: (carry, (arrays, Where)) -> (carry, tree of arrays [B, K, G, T, ...]).
-    carry: its first.
-    items: of `_of`.
-    kv: keys and values that these queries look at.
+    block: (carry, (*arrays, Where)) -> (carry, tree of arrays [B, K, G, T, ...]).
+    carry: the initial carry.
+    items: what `_of` returns.
+    kv: the keys and values that these queries attend to.
+  Returns:
+    (last carry, tree of arrays [B, K, G, T, ...] over all queries).
   """
   b, k, g, t = items[0][0].shape[:4]
   keys = sum(k.shape[2] for k, _ in kv)
@@ -192,7 +209,7 @@ def _loop(block, carry, items, kv):
 
   def cut(x, axis):
     room = [(0, 0)] * x.ndim
-    room[axis] = (0, count * size - t)  # padding: segment 0, and gradient 0
+    room[axis] = (0, count * size - t)  # padded queries have segment 0, gradient 0
     x = jnp.pad(x, room)
     x = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
@@ -212,12 +229,12 @@ def _loop(block, carry, items, kv):
 
 
 def _seen(where: Where, keys, window):
-  """bool[B, T, S] over the keys of all parts."""
+  """`visible` for the keys of all parts, bool[B, T, S]."""
   return jnp.concatenate([visible(where, key, window) for key in keys], -1)
 
 
 def _scores(scale, cap, q, kv, seen):
-  """(scores, d scores / d products), float32 [B, K, G, T, S], masked ones at -2e38."""
+  """(masked scores float32[B, K, G, T, S], slope of `cap` at each, or 1 without)."""
   s = jnp.concatenate([_dot(q, k) for k, _ in kv], -1) * scale
   slope = 1.0
   if cap is not None:
@@ -227,7 +244,7 @@ def _scores(scale, cap, q, kv, seen):
 
 
 def _split_sum(f, s, xs):
-  """Sum of f(s_i, x_i) over the parts x_i [B, K, S_i, N], s cut along its last axis."""
+  """Sum of f(s_i, x_i) over parts x_i [B, K, S_i, N], with s split on its last axis."""
   total, at = 0, 0
   for x in xs:
     total += f(s[..., at : at + x.shape[2]], x)
@@ -235,7 +252,7 @@ def _split_sum(f, s, xs):
   return total
 
 
-# The three products, each one batched matrix product over B and K.
+# The three matrix products, each batched over B and K.
 
 
 def _dot(q, k):

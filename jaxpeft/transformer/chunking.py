@@ -1,6 +1,7 @@
-"""Functions of many tokens, computed some tokens at a time to hold less at once.
+"""Applies a per-token function to a few tokens at a time, to hold fewer activations.
 
-Rows are whole in every chunk, so that a mesh may cut them. Axes: B rows, T tokens.
+Every chunk contains all rows, so that a mesh can still shard the rows.
+Axes: B rows, T tokens, t tokens of a chunk.
 """
 
 import math
@@ -10,9 +11,17 @@ import jax.numpy as jnp
 
 
 def over_tokens(f, count: int, *xs):
-  """f(*xs), for f: arrays [B, t, ...] -> array [B, t, ...], in `count` or more chunks.
+  """f(*xs), computed in at least `count` chunks of tokens.
 
-  The backward pass computes each chunk again.
+  The backward pass recomputes each chunk.
+
+  Args:
+    f: function of arrays [B, t, ...], independent across tokens, to an array
+      [B, t, ...].
+    count: the fewest chunks.
+    *xs: arrays [B, T, ...].
+  Returns:
+    [B, T, ...].
   """
   b, t = xs[0].shape[:2]
   count = pieces(t, count)
@@ -32,6 +41,6 @@ def over_tokens(f, count: int, *xs):
 
 
 def pieces(t: int, least: int) -> int:
-  """In how many pieces to cut t tokens: `least`, or a few more if none is cut short."""
+  """Number of chunks for t tokens: `least`, or up to twice that if it divides t."""
   least = min(max(least, 1), t)
   return next((n for n in range(least, 2 * least) if t % n == 0), least)

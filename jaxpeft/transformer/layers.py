@@ -1,11 +1,11 @@
-"""The layers: pure functions of weights and of one or two streams of tokens.
+"""Decoder layers as pure functions of weights and one or two streams of tokens.
 
 The first stream carries gradient. The optional second stream is constant: it passes
-through the same weights, sees the first and is seen by it, but no gradient flows
-through it, so that the backward pass needs only its keys and values
-(`objectives.token_selection`).
-Axes: B batch, T tokens, D width, K key/value heads, G query heads for each of them, N
-head_dim, F feed-forward.
+through the same weights, and each stream attends to the other, but no gradient flows
+through it. The backward pass therefore needs only the second stream's keys and values
+(see `objectives.token_selection`).
+Axes: B batch, T tokens, D width, H query heads, K key/value heads, G = H / K query
+heads per key/value head, N head_dim, F feed-forward.
 """
 
 import functools
@@ -29,14 +29,14 @@ _NUMBERS = 2**23  # elements of one array in a chunk of the feed-forward part
 
 
 class Place(NamedTuple):
-  """What a layer knows about a stream besides its hidden states."""
+  """Positions of a stream's tokens, which a layer needs besides the hidden states."""
 
   where: Where
-  angles: tuple[jax.Array, jax.Array]  # sin and cos, from `rope`
+  angles: tuple[jax.Array, jax.Array]  # (sin, cos), from `rope`
 
 
 class LayerWeights(nn.Module):
-  """Declares the weights of one layer, grouped by their place in it."""
+  """Declares the weights of one layer, grouped as attn, mlp, norm and bias."""
 
   config: ModelConfig
 
@@ -56,33 +56,34 @@ class LayerWeights(nn.Module):
 
 
 def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep=None):
-  """One layer over one stream, or over two of which the second is constant.
+  """One layer, applied to one stream or to two, of which the second is constant.
 
   Args:
     c: the architecture.
     w: the dict that `LayerWeights` declares.
-    xs: tuple of hidden states [B, T, D].
+    xs: tuple of one or two streams of hidden states [B, T, D].
     places: a `Place` for each stream.
-    window: int32[], how many positions back a token sees.
-    cache: KV of other tokens, which all tokens see; or None.
+    window: int32[], how many positions a token sees, counting its own.
+    cache: `KV` of earlier tokens, which both streams attend to; or None.
     chunked: whether to compute the feed-forward part in chunks of tokens, each of which
       the backward pass recomputes.
-    keep: a key of `_KEPT`, or None.
+    keep: what to return about the first stream, a key of `_KEPT`; or None.
   Returns:
-    (xs, what is kept of the first stream, or None).
+    (xs, what `keep` names, or None).
   """
   constant = lax.stop_gradient
   w = sharding.gathered(w)
-  ws = (w, constant(w))[: len(xs)]
+  ws: tuple = (w, constant(w))[: len(xs)]
   xs = (xs[0], *constant(xs[1:]))
   qs, kvs = [], []
   for w, x, place in zip(ws, xs, places, strict=True):
     q, k, v = _qkv(c, w, x, place)
     if kvs:
-      k, v = checkpoint_name((k, v), "constant_kv")
+      k, v = checkpoint_name(k, "constant_kv"), checkpoint_name(v, "constant_kv")
     qs.append(q)
     kvs.append(KV(k, v, place.where))
-  others = [kvs[1:], [KV(*constant(kvs[0][:2]), kvs[0].where)]]
+  seen = KV(constant(kvs[0].k), constant(kvs[0].v), kvs[0].where)
+  others = [kvs[1:], [seen]]
   ys = []
   for i, (w, x, q) in enumerate(zip(ws, xs, qs, strict=True)):
     parts = [kvs[i], *others[i], *([cache] if cache else [])]
@@ -91,7 +92,7 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep
 
 
 def _qkv(c, w, x, place: Place):
-  """Rotated queries [B, H, T, N] and keys, and values [B, K, T, N]."""
+  """Queries [B, H, T, N], keys and values [B, K, T, N]; the first two are rotated."""
   h = sharding.constrain(rms_norm(x, w["norm"]["attn"], c), "batch", None, None)
   attn, bias = w["attn"], w["bias"]
   q, k, v = (
@@ -107,7 +108,7 @@ def _qkv(c, w, x, place: Place):
 
 
 def _finish(c, w, x, q, where, parts, window, chunked: bool):
-  """The layer's output [B, T, D], from its queries and all keys and values."""
+  """The layer's output [B, T, D]: attention to `parts`, then the feed-forward part."""
   attn, mlp, norm, bias = w["attn"], w["mlp"], w["norm"], w["bias"]
   b, _, t, _ = q.shape
   h = attend(_grouped(c, q), where, parts, window, _scale(c), c.attn_softcap)
@@ -124,7 +125,8 @@ def _finish(c, w, x, q, where, parts, window, chunked: bool):
     h = sharding.constrain(rms_norm(x, norm["mlp"], c), "batch", None, None)
     gate = add_bias(linear(h, mlp["gate"]), bias.get("gate"))
     up = add_bias(linear(h, mlp["up"]), bias.get("up"))
-    h = after_all(gated(*after_all((gate, up)), c.activation))
+    gate, up = after_all((gate, up))
+    h = after_all(gated(gate, up, c.activation))
     h = add_bias(linear(h, mlp["down"]), bias.get("down"))
     return x + (rms_norm(h, norm["mlp_post"], c) if c.post_norms else h)
 
@@ -155,10 +157,10 @@ def _scale(c: ModelConfig) -> float:
 
 
 def gated(gate, up, activation: str):
-  """act(gate) * up."""
+  """act(gate) * up, for an activation function by name."""
 
-  # The backward pass recomputes it: otherwise it would keep four arrays of this size
-  # instead of the two arguments.
+  # Recomputed in the backward pass, which otherwise would keep four arrays of this size
+  # rather than the two arguments.
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def product(gate, up):
     act = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
@@ -168,7 +170,7 @@ def gated(gate, up, activation: str):
 
 
 def rms_norm(x, scale, c: ModelConfig):
-  """Root-mean-square norm over the last axis, in float32."""
+  """Root-mean-square norm over the last axis, computed in float32."""
   h = x.astype(jnp.float32)
   h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + c.rms_eps)
   return (h * (dense(scale).astype(jnp.float32) + c.norm_offset)).astype(x.dtype)

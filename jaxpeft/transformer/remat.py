@@ -1,6 +1,7 @@
 """Layers one after the other, and what their backward pass recomputes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,15 @@ def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep
   Returns:
     (xs, what was kept, with a leading axis of layers).
   """
-  outside = cache and cache.where
+  outside: Any = cache and cache.where
   chunked = remat not in ("none", "products")
 
   def body(xs, item):
     w, window, kv = item
     xs = checkpoint_name(xs, "hidden") if remat == "offload" else xs
-    return layer(c, w, xs, places, window, kv and KV(*kv, outside), chunked, keep)
+    return layer(
+      c, w, xs, places, window, kv and KV(kv[0], kv[1], outside), chunked, keep
+    )
 
   again = functools.partial(jax.checkpoint, prevent_cse=False)
   if remat == "none" and sharding.cut("width") > 1:

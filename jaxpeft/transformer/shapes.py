@@ -1,6 +1,7 @@
-"""Shapes of the models that the papers use, so that all can be counted without weights.
+"""Architectures of the models in the papers, for use without their weights.
 
-Sources: the models' public config.json files.
+`model.source=init:NAME` builds one with random weights; planning and parameter counts
+need no more. Sources: the models' public config.json files.
 """
 
 from jaxpeft.transformer.config import ModelConfig
