@@ -70,16 +70,16 @@ def listing(_):
   print("methods (config.adapt.NAME.name)")
   for name, method in adapters.METHODS.items():
     fields = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(method))
-    print(f"  {name:<10}{first_line(method)}\n  {'':<10}{fields}")
+    print(f"  {name:<12}{first_line(method)}\n  {'':<12}{fields}")
   print("objectives (config.objective.name)")
   for name in objectives.OBJECTIVES:
     print(f"  {name}")
   print("tasks (config.eval.task)")
   for name, task in tasks.TASKS.items():
-    print(f"  {name:<10}{first_line(task)}")
+    print(f"  {name:<12}{first_line(task)}")
   print("rematerialization (config.model.remat): what the backward pass keeps")
   for name, text in REMAT.items():
-    print(f"  {name:<10}{text}")
+    print(f"  {name:<12}{text}")
   print("model shapes (config.model.source=init:SHAPE)")
   print("  " + ", ".join(SHAPES))
   folder = pathlib.Path(__file__).parents[1] / "configs"

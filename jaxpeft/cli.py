@@ -11,7 +11,8 @@ from jaxpeft.errors import InputError
 _EXAMPLES = """examples:
   python train.py --config=configs/svft_banded.py
   python train.py --config=configs/lora.py --workdir=runs/mine --config.optim.lr=3e-3 \\
-      --config.model.source=/path/or/hub-id --config.data.train=train.jsonl
+      --config.model.source=/path/or/hub-id --config.data.train=train.jsonl \\
+      --config.data.eval=test.jsonl --config.eval.task=
   python eval.py --ckpt=runs/svft_banded --out=answers.json
 
 more commands (python -m jaxpeft COMMAND --help):
@@ -61,7 +62,7 @@ def help_first(argv: list[str], about: str | None) -> list[str]:
   )
   for key, default, comment in config.options():
     value = "" if default is None else f"--config.{key}={default}"
-    line = f"  {value:<42}# {comment}" if value else f"\n  {key}: {comment}"
+    line = f"  {value:<42} # {comment}" if value else f"\n  {key}: {comment}"
     print(line)
   print(f"\n{_EXAMPLES}")
   sys.exit(0)

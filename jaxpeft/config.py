@@ -46,9 +46,7 @@ def base() -> config_dict.ConfigDict:
   c.train.log_every = 10  # steps between log lines
   c.train.eval_every = 100  # steps between held-out losses; 0 is only at the end
   c.train.save_every = 100  # steps between checkpoints; 0 is only at the end
-  c.train.keep_best = (
-    True  # keep the adapter with the least held-out loss, not the last
-  )
+  c.train.keep_best = True  # keep the adapter of the least held-out loss, not the last
   c.train.patience = 0  # held-out losses without improvement before stopping; 0 is off
 
   c.mesh = config_dict.ConfigDict()  # sizes of the device mesh; -1, once, is the rest
@@ -58,9 +56,7 @@ def base() -> config_dict.ConfigDict:
   c.mesh.sequence = False  # let `tensor` also split the tokens between layers
 
   c.processes = config_dict.ConfigDict()  # time limits of a run of several processes
-  c.processes.heartbeat_s = (
-    45  # seconds of silence after which a process counts as dead
-  )
+  c.processes.heartbeat_s = 45  # seconds of silence until a process counts as dead
   c.processes.start_s = 600  # seconds to wait for the last process to start
   c.processes.wait_s = 900  # seconds to wait for the last process to compile or save
   c.processes.end_s = 300  # seconds to wait for the last process to finish
@@ -80,9 +76,7 @@ def base() -> config_dict.ConfigDict:
   c.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0 is off
   c.optim.weight_decay = 0.0  # where the optimizer has one
   c.optim.options = config_dict.ConfigDict()  # further options of that optimizer
-  c.optim.groups = (
-    config_dict.ConfigDict()
-  )  # NAME -> match: regex of leaves, times: of lr
+  c.optim.groups = config_dict.ConfigDict()  # NAME -> match: regex, times: factor of lr
   c.optim.precondition = ""  # "scaled_gd" (NoRA+) rescales gradients before clipping
 
   c.eval = config_dict.ConfigDict()  # evaluation, before and after training

@@ -1,5 +1,7 @@
 """Loads a config file such as those in configs/, and applies --config.KEY=VALUE."""
 
+import pathlib
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -48,6 +50,12 @@ def parse(argv: list[str], values=flags.FLAGS):
   """
   if values is flags.FLAGS:
     app.define_help_flags()
+  for word in argv[1:]:
+    name = word.removeprefix("--config=")
+    if name != word and not pathlib.Path(name).is_file():
+      raise InputError(
+        f"there is no config file {name}; `python -m jaxpeft list` lists them"
+      )
   try:
     rest = values(argv)
   except (
@@ -65,10 +73,13 @@ def parse(argv: list[str], values=flags.FLAGS):
     key = next((x for x in (e, *e.args) if isinstance(x, KeyError)), None)
     if key is not None:
       known = str(key.args[0]).replace("\n", ". ")
-      raise InputError(
-        f"command line: the config has no key {known}; an option of an adapter or an "
-        "optimizer that the config file does not set has to be added there first"
-      ) from e
+      more = (
+        ""
+        if "Did you mean" in known
+        else "; an option of an adapter or optimizer that the config file does not set "
+        "has to be added there first"
+      )
+      raise InputError(f"command line: the config has no key {known}{more}") from e
     raise InputError(f"command line: {_first_line(e)}") from e
   if "config" in values:
     try:  # the file is loaded lazily: errors appear at the first attribute access

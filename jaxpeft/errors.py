@@ -12,4 +12,5 @@ def unknown(what: str, name, known) -> InputError:
   known = sorted(map(str, known))
   near = difflib.get_close_matches(str(name), known, n=1)
   hint = f" Did you mean {near[0]!r}?" if near else ""
-  return InputError(f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}")
+  shown = ", ".join(x or "''" for x in known)
+  return InputError(f"unknown {what} {name!r}.{hint} Known: {shown}")

@@ -102,6 +102,12 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
     base = read_base(config)
   check(config, base, tx)
   found = run_data.read(config, base, rows, held)
+  own = not str(config.data.train).startswith("embedded:")
+  if own and str(config.data.eval).startswith("embedded:"):
+    console.note(
+      f"note: data.eval is still the toy's ({config.data.eval}); set data.eval to your "
+      "own file, and eval.task='' for the loss only"
+    )
   step.split(found.batches[0], config.train.accumulate)
   return Prepared(objective, tx, rate, base, found)
 
@@ -114,8 +120,7 @@ def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
     prepared: what `prepare` gave, if at hand. Drop it afterwards: it holds the base's
       weights, some of which the adapted model may not need.
     start: directory of an adapter of this run, for the frozen leaves that cannot be
-    made
-      again from the base; its theta is left to the caller. None starts anew.
+      made again from the base; its theta is left to the caller. None starts anew.
   """
   objective, tx, rate, base, found = prepared or prepare(config)
   given = found.batches if start is None else None

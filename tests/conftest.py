@@ -8,10 +8,22 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 jax.config.update("jax_num_cpu_devices", 8)
-# Most time of the tests is LLVM's. What programs have in them is HLO's, and unchanged.
+# LLVM dominates the time of tests; skipping its optimizations leaves the HLO unchanged.
 jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Marks the fast tier: tests that are not slow, and not listed in medium.txt."""
+  medium = set((ROOT / "tests" / "medium.txt").read_text().split())
+  for item in items:
+    place = item.path.relative_to(ROOT / "tests").as_posix()
+    name = f"{place}::{getattr(item, 'originalname', item.name)}"
+    slow = any(map(item.get_closest_marker, ("slow", "gpu", "exhaustive")))
+    if not slow and name not in medium:
+      item.add_marker("fast")
 
 
 @pytest.fixture(autouse=True, scope="session")

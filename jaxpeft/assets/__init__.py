@@ -1,4 +1,7 @@
-"""The embedded toy model, its tokenizer, and their recipe (see tiny/README.md)."""
+"""Files in the package: a toy model with its tokenizer, described in tiny/README.md.
+
+This package imports nothing of jaxpeft.
+"""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""An adapter's own file: theta as safetensors, and in JSON what it belongs to."""
+"""Saves and loads adapters in jaxpeft's format: safetensors with a JSON description."""
 
 import json
 import os
@@ -21,17 +21,17 @@ _THETA, _META = "adapter.safetensors", "adapter.json"
 
 
 def save(directory, trainable, meta: dict, kept: dict | None = None):
-  """Writes a directory with theta and `meta`, replacing one of that name whole.
+  """Writes an adapter as a directory, replacing an adapter that is there already.
 
-  Of several processes all call it, and process 0 writes.
+  Every process must call this; process 0 writes.
 
   Args:
     directory: e.g. runs/NAME/adapter.
     trainable: the trainable partition.
-    meta: JSON; `load` needs its "fingerprint" of the frozen partition.
-    kept: frozen leaves to hold as well, see `adapters.kept`.
+    meta: a JSON object; `load` needs its "fingerprint" of the frozen partition.
+    kept: {path: frozen leaf} to save as well, see `adapters.kept`.
   Raises:
-    InputError: the directory holds anything else.
+    InputError: the directory holds files that are not an adapter's.
   """
   directory = pathlib.Path(directory)
   flat = tree.flatten(trainable) | (kept or {})
@@ -46,14 +46,14 @@ def _write(directory: pathlib.Path, flat: dict, meta: dict):
     others = sorted({file.name for file in directory.iterdir()} - {_THETA, _META})
     if others:
       raise InputError(
-        f"{directory} holds other files, e.g. {others[0]}; an adapter gets a directory "
-        "of its own"
+        f"{directory} holds other files, e.g. {others[0]}; an adapter needs a "
+        "directory of its own"
       )
   directory.parent.mkdir(parents=True, exist_ok=True)
   tmp = pathlib.Path(tempfile.mkdtemp(dir=directory.parent, prefix=".adapter-"))
   safetensors.numpy.save_file(flat, tmp / _THETA)
   (tmp / _META).write_text(json.dumps(meta, indent=1) + "\n")
-  tmp.chmod(0o755)  # temporary directories are private
+  tmp.chmod(0o755)  # mkdtemp makes a private directory
   (tmp / _THETA).chmod(0o644)
   if directory.exists():
     old = pathlib.Path(tempfile.mkdtemp(dir=directory.parent, prefix=".adapter-"))
@@ -65,7 +65,7 @@ def _write(directory: pathlib.Path, flat: dict, meta: dict):
 
 
 def fingerprint(frozen) -> dict:
-  """What tells one frozen partition from another."""
+  """{path: a few numbers} that identify a frozen partition, see `check_base`."""
   flat = tree.flatten(frozen)
   return fingerprints.fingerprint(
     {p: x for p, x in flat.items() if not frozen_factors.is_marked(p)}
@@ -73,7 +73,13 @@ def fingerprint(frozen) -> dict:
 
 
 def describe(params, key, fingerprint: dict) -> dict:
-  """What `export.load_adapter` needs to make the same adapted tree from the base."""
+  """The JSON from which `export.load_adapter` rebuilds the adapted tree on the base.
+
+  Args:
+    params: an adapted tree.
+    key: the random key that it was adapted with; None is `jax.random.key(0)`.
+    fingerprint: of its frozen partition.
+  """
   key = jax.random.key(0) if key is None else key
   return dict(
     format=1,
@@ -85,10 +91,10 @@ def describe(params, key, fingerprint: dict) -> dict:
 
 
 def read_meta(directory) -> dict:
-  """The JSON beside an adapter's theta.
+  """The JSON description of the adapter in a directory.
 
   Raises:
-    InputError: if it is missing or damaged.
+    InputError: the file is missing or damaged.
   """
   try:
     meta = json.loads((pathlib.Path(directory) / _META).read_text())
@@ -99,11 +105,15 @@ def read_meta(directory) -> dict:
 
 
 def load(directory, like, fingerprint: dict):
-  """The trainable partition saved in a directory, in the structure of `like`.
+  """The trainable partition that is saved in a directory, placed on the current mesh.
 
+  Args:
+    directory: written by `save`.
+    like: a trainable partition with the structure and shapes of the result.
+    fingerprint: of the frozen partition that the adapter is for.
   Raises:
-    InputError: damaged or missing files, other leaves, or another base than the one
-      that the adapter was trained on.
+    InputError: files are missing or damaged, the leaves are not those of `like`, or the
+      adapter was trained on another base.
   """
   meta = read_meta(directory)
   flat = {k: x for k, x in _read(directory).items() if "/frozen/" not in k}
@@ -114,10 +124,13 @@ def load(directory, like, fingerprint: dict):
 
 
 def load_kept(directory, params):
-  """An adapted tree with the frozen leaves that the file in a directory holds.
+  """An adapted tree in which the saved frozen leaves replace its own.
 
+  Args:
+    directory: written by `save`, with `kept`.
+    params: an adapted tree; returned as it is if its methods keep no frozen leaves.
   Raises:
-    InputError: damaged or missing files, or other leaves.
+    InputError: files are missing or damaged, or the leaves are not those of `params`.
   """
   want = adapters.kept(params)
   if not want:
@@ -145,13 +158,22 @@ def _check_shapes(directory, flat: dict, want: dict):
 
 
 def check_base(saved: dict, now: dict, place):
-  """Raises InputError if two fingerprints are of different frozen partitions."""
+  """Checks that two fingerprints belong to the same frozen partition.
+
+  Args:
+    saved: `fingerprint` of the partition that the adapter was trained with.
+    now: `fingerprint` of the one it is to be used with.
+    place: where the adapter is, for the error message.
+  Raises:
+    InputError: they differ.
+  """
   different = fingerprints.differences(saved, now)
   if different:
     shown = ", ".join(different[:3]) + (" ..." if len(different) > 3 else "")
     raise InputError(
       f"{place} was trained on another base (or other singular vectors of it, or was "
       f"adapted with another key): {len(different)} of {len(now)} leaves differ, "
-      f"e.g. {shown}; use the base, seed or key that it was trained with (and if a "
-      "randomized SVD started it, with iterations: that version of jaxpeft)"
+      f"e.g. {shown}; use the base, seed or key that it was trained with. If its "
+      "method has `iterations` (a randomized SVD), also use the version of jaxpeft "
+      "that trained it"
     )

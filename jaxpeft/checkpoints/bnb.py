@@ -1,7 +1,8 @@
-"""4-bit projections in bitsandbytes' format, as transformers writes and reads it.
+"""Reads and writes NF4 weights in bitsandbytes' format, which transformers uses.
 
-Beside a weight's codes (two a byte, [out, in] row after row, the first in the high
-nibble) lie the codes of its scales, their own scales, both code tables, and a JSON.
+The tensor of a weight [out, in] holds its codes in row-major order, two per byte, the
+first one in the high nibble. Further tensors hold the codes of its scales, the scales
+of those, both code tables, and a JSON description.
 """
 
 import json
@@ -26,7 +27,14 @@ CONFIG = dict(
 
 
 def check_config(config: dict, place: str):
-  """Refuses another `quantization_config` than NF4 with double quantization."""
+  """Checks that a `quantization_config` is NF4 with double quantization.
+
+  Args:
+    config: the `quantization_config` of a config.json.
+    place: path of that file, for the error message.
+  Raises:
+    InputError: it is something else.
+  """
   wrong = {k: config.get(k) for k, x in CONFIG.items() if config.get(k, x) != x}
   if wrong or "quant_method" not in config:
     raise InputError(
@@ -36,25 +44,25 @@ def check_config(config: dict, place: str):
 
 
 def names(tensors) -> set[str]:
-  """Of the tensors, those that hold a 4-bit weight."""
+  """The names of those tensors that hold the codes of a 4-bit weight."""
   return {n.removesuffix(_STATE) for n in tensors if n.endswith(_STATE)}
 
 
 def parts(name: str) -> set[str]:
-  """The tensors that belong to a 4-bit weight, but not its own."""
+  """The names of the further tensors of a 4-bit weight, without its codes."""
   return {name + part for part in _PARTS}
 
 
 def read(name: str, get, theirs: tuple[int, int], dtype) -> nf4.NF4:
-  """One 4-bit weight.
+  """One 4-bit weight as `nf4.NF4`.
 
   Args:
     name: of the weight.
-    get: tensor by name.
+    get: name -> the tensor as a NumPy array.
     theirs: the shape [out, in] that it must have.
-    dtype: of what it stands for.
+    dtype: of the dequantized weight.
   Raises:
-    InputError: another shape, block size or code.
+    InputError: it is damaged, or has another shape, block size or code table.
   """
   try:
     state = json.loads(bytes(get(name + _STATE)))
@@ -82,7 +90,7 @@ def read(name: str, get, theirs: tuple[int, int], dtype) -> nf4.NF4:
 
 
 def write(name: str, node: nf4.NF4) -> dict[str, np.ndarray]:
-  """The tensors of one 4-bit weight."""
+  """{name: tensor} of one 4-bit weight; the inverse of `read`."""
   codes = np.asarray(nf4.unpack(node.codes)).reshape(-1, 2)
   state = dict(
     quant_type="nf4",

@@ -1,4 +1,4 @@
-"""Hugging Face model directories in; each stacked leaf is filled in place."""
+"""Reads Hugging Face model directories, one tensor at a time."""
 
 import functools
 import json
@@ -19,12 +19,12 @@ from jaxpeft.quantization import nf4
 from jaxpeft.transformer.config import ModelConfig
 
 _BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # recomputed, not loaded
-# The same weights under their authors' names, e.g. Mistral's: twice the download.
+# A second copy of the weights, which would double the download, e.g. of Mistral.
 _OTHER_COPIES = ["consolidated*.safetensors", "original/*"]
 
 
 def hub_id(source: str) -> tuple[str, str | None] | None:
-  """("org/name", revision or None) of a model source; None where it is a directory."""
+  """("org/name", revision or None) of a model source; None if it is no hub id."""
   if pathlib.Path(source).expanduser().is_dir():
     return None
   found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", source)
@@ -32,12 +32,12 @@ def hub_id(source: str) -> tuple[str, str | None] | None:
 
 
 def find(source: str) -> pathlib.Path:
-  """The directory of a model: a local path, or a hub id that is downloaded.
+  """The local directory of a model, downloaded from the hub if `source` is a hub id.
 
   Args:
-    source: a path, "org/name", or "org/name@revision": a branch, tag or commit.
+    source: a path, "org/name" or "org/name@revision" (a branch, tag or commit).
   Raises:
-    InputError: no such directory, or no hub to ask.
+    InputError: it is neither a directory nor a hub id, or the download failed.
   """
   path = pathlib.Path(source).expanduser()
   if source and path.is_dir():
@@ -45,7 +45,7 @@ def find(source: str) -> pathlib.Path:
   found = hub_id(source)
   if not source or found is None:
     raise InputError(
-      f"model.source {source!r} is no directory and no hub id org/name[@revision]"
+      f"model.source {source!r} is neither a directory nor a hub id org/name[@revision]"
     )
   try:
     import huggingface_hub
@@ -55,7 +55,7 @@ def find(source: str) -> pathlib.Path:
       "pip install -e '.[hub]'"
     ) from e
   patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
-  try:  # snapshot_download shows its own progress and honours HF_HUB_OFFLINE
+  try:  # snapshot_download shows its own progress and honors HF_HUB_OFFLINE
     folder = huggingface_hub.snapshot_download(
       found[0], revision=found[1], allow_patterns=patterns,
       ignore_patterns=_OTHER_COPIES,
@@ -64,12 +64,16 @@ def find(source: str) -> pathlib.Path:
   except Exception as e:
     reason = str(e).strip().split("\n")[0]
     raise InputError(
-      f"model.source {source!r} is no directory, and the hub gives none: {reason}"
+      f"model.source {source!r} is no directory, and its download failed: {reason}"
     ) from e
 
 
 def read_config(directory) -> ModelConfig:
-  """The ModelConfig of a model directory."""
+  """The `ModelConfig` of a model directory.
+
+  Raises:
+    InputError: config.json is missing, damaged or not supported.
+  """
   path = pathlib.Path(directory) / "config.json"
   try:
     return hf_config.from_hf(json.loads(path.read_text()), str(path))
@@ -86,16 +90,17 @@ def load(
   groups: tuple[int, ...] = (),
   quantize: bool = False,
 ):
-  """Parameters of a model directory, as the Transformer of `config` has them.
+  """The parameters of a model directory, as `Transformer(config, groups)` names them.
 
   Args:
     directory: with model.safetensors, or shards and their index.
     config: from `read_config`.
     dtype: of all parameters.
-    groups: layers per scan.
-    quantize: the projections to NF4, each layer as it is read.
+    groups: number of layers in each scan; () is one scan over all.
+    quantize: whether to quantize the projections to NF4, layer by layer.
   Raises:
-    InputError: missing, unexpected or misshapen tensors, all listed; damaged files.
+    InputError: tensors are missing, unexpected or of a wrong shape (the first 20 are
+      listed); files are damaged; or the weights are 4-bit and `quantize` is off.
   """
   directory = pathlib.Path(directory)
   found = places(config, groups)
@@ -107,7 +112,7 @@ def load(
     raise InputError(f"{directory} holds 4-bit weights: load it with quantize='nf4'")
   have -= {part for name in packed for part in bnb.parts(name)}
   if config.tied:
-    have.discard(TOP["head"])  # a copy of the embedding, if there at all
+    have.discard(TOP["head"])  # some files hold a copy of the embedding
   problems = [f"missing {name}" for name in sorted(wanted - have)]
   problems += [f"unexpected {name}" for name in sorted(have - wanted)]
   problems += [
@@ -137,7 +142,7 @@ def load(
 
 
 def _sharding(path: str, place, four_bits: bool, dtype: str, on):
-  """How a leaf lies on a mesh: a sharding, or of 4-bit weights a tree of them."""
+  """The sharding of a leaf on a mesh; a tree of shardings for 4-bit weights."""
   leaf = jax.ShapeDtypeStruct(place.shape, jnp.dtype(dtype))
   if four_bits:
     leaf = jax.eval_shape(jax.vmap(nf4.quantize), leaf)
@@ -145,6 +150,7 @@ def _sharding(path: str, place, four_bits: bool, dtype: str, on):
 
 
 def _nest(flat: dict) -> dict:
+  """A nested dict from {path: leaf}."""
   nested: dict = {}
   for path, leaf in flat.items():
     node = nested

@@ -1,11 +1,14 @@
-"""Hugging Face `config.json` <-> ModelConfig. A field nobody handles is an error."""
+"""Converts between Hugging Face's `config.json` and `ModelConfig`.
+
+A field that could change the result and is not handled here is an error.
+"""
 
 from jaxpeft.checkpoints import bnb
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.transformer.attention import EVERYWHERE
 from jaxpeft.transformer.config import ModelConfig
 
-# What a family is, apart from the numbers in its config.json.
+# Facts about a family that its config.json does not state.
 FAMILIES = {
   "llama": {},
   "mistral": {},
@@ -19,7 +22,7 @@ _ACTIVATIONS = {
   "gelu_pytorch_tanh": "gelu_tanh",
   "gelu_new": "gelu_tanh",
 }
-# Fields that change nothing of what is computed here.
+# Fields that are read below, or that do not change what the model computes.
 _IRRELEVANT = frozenset(
   """_name_or_path architectures model_type torch_dtype dtype transformers_version
   initializer_range use_cache pretraining_tp pad_token_id bos_token_id eos_token_id
@@ -38,10 +41,13 @@ _IRRELEVANT = frozenset(
 
 
 def from_hf(hf: dict, place: str = "config.json") -> ModelConfig:
-  """ModelConfig of a `config.json`, as transformers 4 or 5 writes it.
+  """The `ModelConfig` of a `config.json` that transformers 4 or 5 wrote.
 
+  Args:
+    hf: the JSON object.
+    place: its path, for error messages.
   Raises:
-    InputError: an unsupported model_type, field or value, named.
+    InputError: a model_type, field or value is not supported; the message names it.
   """
   if not isinstance(hf, dict):
     raise InputError(f"{place} holds no JSON object")
@@ -92,7 +98,12 @@ def from_hf(hf: dict, place: str = "config.json") -> ModelConfig:
 
 
 def to_hf(c: ModelConfig, dtype: str) -> dict:
-  """`config.json` that transformers reads, the inverse of `from_hf`."""
+  """A `config.json` that transformers can read; the inverse of `from_hf`.
+
+  Args:
+    c: config of the model.
+    dtype: of the saved weights, e.g. "bfloat16".
+  """
   names = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -148,14 +159,14 @@ def to_hf(c: ModelConfig, dtype: str) -> dict:
 def _activation(hf: dict, place: str) -> str:
   name = hf.get("hidden_activation") or hf.get("hidden_act", "silu")
   if hf["model_type"] == "gemma" and name == "gelu":
-    return "gelu_tanh"  # the first Gemma configs say gelu and mean its tanh form
+    return "gelu_tanh"  # early Gemma configs say gelu but mean its tanh form
   if name not in _ACTIVATIONS:
     raise unknown(f"activation in {place}", name, _ACTIVATIONS)
   return _ACTIVATIONS[name]
 
 
 def _rope(hf: dict, place: str) -> dict:
-  """rope_theta and rope_scaling from either generation's fields."""
+  """rope_theta and rope_scaling, from the fields of transformers 4 or 5."""
   rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
   theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
   kind = rope.pop("rope_type", rope.pop("type", "default"))
@@ -174,14 +185,14 @@ def _rope(hf: dict, place: str) -> dict:
     raise unknown(f"rope_type in {place}", kind, needed)
   if set(rope) != set(needed[kind]):
     raise InputError(
-      f"{place}: rope_type {kind!r} needs {list(needed[kind])}, has {sorted(rope)}"
+      f"{place}: rope_type {kind!r} needs {list(needed[kind])} but has {sorted(rope)}"
     )
   scaling = (("rope_type", kind), *sorted(rope.items())) if rope else ()
   return dict(rope_theta=float(theta), rope_scaling=scaling)
 
 
 def _windows(hf: dict, family: str, place: str) -> tuple[int, ...]:
-  """Tokens that each layer sees; () where all see everything."""
+  """The attention window of each layer in tokens; () if no layer has a window."""
   depth, window = hf["num_hidden_layers"], hf.get("sliding_window")
   if family in ("qwen2", "qwen3") and not hf.get("use_sliding_window", False):
     return ()

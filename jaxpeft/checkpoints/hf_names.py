@@ -1,4 +1,4 @@
-"""The names of weights in Hugging Face's checkpoints."""
+"""Maps the paths of our parameters to the tensor names of Hugging Face models."""
 
 import re
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.decoder import Transformer, layer_groups
 
-# Our name inside a layer -> theirs. Matrices are transposed: theirs are [out, in].
+# Our name inside a layer -> theirs. Their matrices are [out, in], ours are [in, out].
 LAYER = {
   **{f"attn/{n}": f"self_attn.{n}_proj.weight" for n in "qkvo"},
   **{f"mlp/{n}": f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
@@ -32,11 +32,14 @@ TOP = {
 
 
 def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
-  """{path: (leaf, [their module of each layer])}; no modules where it is no projection.
+  """{path: (leaf, [name of their module for each layer])} of a tree of parameters.
+
+  The list is empty for a leaf that is no projection, such as a norm; the head counts as
+  a projection.
 
   Args:
     params: of a Transformer; leaves are arrays or weight nodes.
-    keep: which leaves.
+    keep: a predicate that selects leaves.
   """
   leaves = jax.tree_util.tree_leaves_with_path(
     params, is_leaf=lambda x: not isinstance(x, dict)
@@ -59,13 +62,21 @@ def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
 
 
 def group_index(path: str) -> int:
-  """i of a path that starts with layers_i; else -1."""
+  """The i of a path that starts with layers_i; -1 for any other path."""
   found = re.match(r"layers_(\d+)", path)
   return int(found[1]) if found else -1
 
 
 class Place:
-  """Where one of our leaves comes from: a tensor, or one for each layer of a stack."""
+  """The tensors that one of our leaves is made of.
+
+  Attributes:
+    tensors: names of their tensors; one for each layer of a stacked leaf.
+    shape: of our leaf.
+    stacked: whether the first axis of our leaf is the layer.
+    transpose: whether their tensor is the transpose of ours.
+    theirs: the shape of each of their tensors.
+  """
 
   def __init__(self, tensors, shape, stacked, transpose):
     self.tensors, self.shape = tensors, shape
@@ -74,13 +85,13 @@ class Place:
     self.theirs = tuple(reversed(own)) if transpose else tuple(own)
 
   def slot(self, leaf, i: int):
-    """The view of our leaf that tensor i fills, in their orientation."""
+    """A view of our leaf, in their orientation, that tensor i fills."""
     view = leaf[i] if self.stacked else leaf
     return view.T if self.transpose else view
 
 
 def places(config: ModelConfig, groups) -> dict[str, Place]:
-  """{path of a leaf: its place} of a Transformer with such groups of layers."""
+  """{path: its `Place`} of every parameter of `Transformer(config, groups)`."""
   model = Transformer(config, groups=groups)
   tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]

@@ -1,6 +1,7 @@
-"""Leaves of a model from a `TensorReader`: whole, or only the pieces of this process.
+"""Builds the leaves of a model from a `TensorReader`, with little host memory.
 
-The host holds what its devices get, and one tensor more.
+On a mesh, each process reads only the pieces that its devices hold. The host holds
+these pieces of one leaf, and one tensor of the file.
 """
 
 from typing import Any
@@ -15,13 +16,13 @@ from jaxpeft.quantization import nf4
 
 
 def read(place, reader: TensorReader, dtype: str, sharding=None):
-  """One leaf, filled tensor by tensor in host memory, then given to the devices.
+  """One leaf as a jax.Array, read tensor by tensor.
 
   Args:
-    place: a `hf_names.Place`.
+    place: the `hf_names.Place` of the leaf.
     reader: of the model's tensors.
-    dtype: of the leaf.
-    sharding: over the devices of a mesh; None is one device.
+    dtype: of the result.
+    sharding: of the result on a mesh; None puts it on the default device.
   """
   if sharding is None:
     leaf = _aligned(place.shape, jnp.dtype(dtype))
@@ -44,14 +45,19 @@ def read(place, reader: TensorReader, dtype: str, sharding=None):
 
 
 def read_nf4(path: str, place, reader: TensorReader, dtype: str, sharding=None):
-  """A stack of 4-bit weights; the host holds them and one layer's weight.
+  """One stacked leaf as an NF4 weight, quantized layer by layer.
+
+  The host holds the 4-bit stack and one layer's weight in full precision. Weights that
+  the file already holds in 4 bits are taken as they are.
 
   Args:
-    path: of the leaf.
-    place: as for `read`.
-    reader: as for `read`.
-    dtype: that they stand for.
-    sharding: a tree like the stack; None is one device.
+    path: of the leaf, for error messages.
+    place: the `hf_names.Place` of the leaf.
+    reader: of the model's tensors.
+    dtype: of the dequantized weight.
+    sharding: a tree of shardings like the result; None puts it on the default device.
+  Raises:
+    InputError: the shape cannot be quantized, or a 4-bit weight is damaged.
   """
   packed = bnb.names(reader.shapes)
   nf4.check(path, place.shape[1:])
@@ -81,7 +87,7 @@ def read_nf4(path: str, place, reader: TensorReader, dtype: str, sharding=None):
   sharding = jax.tree.leaves(sharding)
   pieces: list[
     dict
-  ] = [  # {index: this process's piece} of every leaf; no axis of layers is cut
+  ] = [  # {index: this process's piece} of every leaf; the layer axis is never split
     {_key(index): None for index in s.addressable_devices_indices_map(x.shape).values()}
     for x, s in zip(leaves, sharding, strict=True)
   ]
@@ -100,13 +106,19 @@ def read_nf4(path: str, place, reader: TensorReader, dtype: str, sharding=None):
 
 
 def _layers(place, index) -> tuple[range, list[range]]:
-  """(layers, ranges of a layer's own axes) of an index of a leaf."""
+  """(layers, [range along each axis of one layer]) that an index of a leaf selects."""
   ranges = [range(*s.indices(n)) for s, n in zip(index, place.shape, strict=True)]
   return (ranges[0], ranges[1:]) if place.stacked else (range(1), ranges)
 
 
 def _from_pieces(shape, sharding, piece):
-  """An array of pieces, each read once also where several devices have it."""
+  """A jax.Array made of pieces; a piece that several devices hold is read only once.
+
+  Args:
+    shape: of the whole array.
+    sharding: of the array.
+    piece: index -> the NumPy array there.
+  """
   found, arrays = {}, []
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     key = _key(index)
@@ -121,7 +133,7 @@ def _key(index):
 
 
 def _aligned(shape, dtype) -> np.ndarray:
-  """An uninitialized array on a 64-byte boundary, which XLA can take without a copy."""
+  """An uninitialized array, aligned to 64 bytes so that XLA can use it uncopied."""
   size = int(np.prod(shape)) * dtype.itemsize
   buffer = np.empty(size + 64, np.uint8)
   start = -buffer.ctypes.data % 64

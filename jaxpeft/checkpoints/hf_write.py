@@ -1,7 +1,7 @@
-"""Hugging Face model directories out, one layer's weight at a time.
+"""Writes Hugging Face model directories, one layer's weight at a time.
 
-Each is gathered on the host, finished on one device, and written by process 0: what is
-written does not depend on the mesh, and no more than a file of it is on a host at once.
+Each weight is gathered on the host, finished on one device, and written by process 0.
+So the result does not depend on the mesh, and a host holds at most one file of it.
 """
 
 import functools
@@ -21,23 +21,22 @@ from jaxpeft.linear import is_node
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.transformer.config import ModelConfig
 
-_SHARD_BYTES = 5 * 10**9
+_SHARD_BYTES = 5 * 10**9  # per file
 
 
 def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
-  """Writes parameters as a model directory that transformers opens.
+  """Writes parameters as a model directory that transformers can open.
 
-  All is written beside `directory` first, and then moved into it file by file. One
-  layer's weight at a time is gathered on the host, and finished on one device: what is
-  written depends on no mesh. Of several processes all call it, and process 0 writes.
+  The files are first written to a temporary directory next to `directory`, and then
+  moved into it one by one. Every process must call this; process 0 writes.
 
   Args:
-    directory: to be made, or to be replaced file by file.
+    directory: created if needed; its old weights are deleted.
     config: of the model.
     params: arrays and weight nodes.
-    tokenizer: a `Tokenizer` whose files are to lie beside the weights.
-    finish: (path, a layer's leaf) -> the array or the NF4 weight to write; None writes
-      what is there.
+    tokenizer: a `Tokenizer` whose files are saved with the weights, or None.
+    finish: (path, leaf of one layer) -> the array or NF4 weight to write; None writes
+      the leaf itself.
   """
   directory = pathlib.Path(directory)
   flat = {
@@ -65,26 +64,30 @@ def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
     for old in directory.glob("model*.safetensors*"):
       old.unlink()
     for file in tmp.iterdir():
-      file.chmod(0o644)  # safetensors makes them private
+      file.chmod(0o644)  # safetensors lets only their owner read them
       shutil.move(file, directory / file.name)
   distributed.barrier("saved")
 
 
 class _Tensor(NamedTuple):
-  """One of their tensors."""
+  """A tensor to write, in their naming."""
 
   name: str
   path: str  # of our leaf
-  layer: int | None  # of a stack
+  layer: int | None  # index into our stacked leaf; None if it is not stacked
   transpose: bool
   bytes: int
 
 
 def _tensors(config, flat, finish):
-  """([_Tensor], {path: shape of what `finish` makes of a layer}); nothing is computed.
+  """([every `_Tensor` to write], {path: what `finish` returns, as shapes}).
+
+  This computes shapes only.
 
   Args:
+    config: of the model.
     flat: {path: leaf}.
+    finish: see `save`.
   """
   depths = [
     jax.tree.leaves(flat[path])[0].shape[0]
@@ -111,7 +114,7 @@ def _cut(leaf, layer: int | None):
 
 
 def _to_host(flat, tensor: _Tensor):
-  """A layer's leaf, whole, in NumPy; all processes gather it, one array at a time."""
+  """One layer's whole leaf in NumPy; all processes must gather in the same order."""
   return jax.tree.map(
     lambda x: sharding.to_host(_cut(x, tensor.layer)), flat[tensor.path]
   )

@@ -1,7 +1,7 @@
-"""Adapters in Hugging Face PEFT's format: adapter_config.json and safetensors.
+"""Saves and loads adapters in the format of Hugging Face's PEFT library.
 
-LoRA, DoRA, VeRA and (IA)3 are written as PEFT has them; every other method as LoRA,
-exactly where `adapters.convert` can. Theirs are [out, in], ours are [in, out].
+LoRA, DoRA, VeRA and (IA)3 are saved as PEFT's method of that name. Every other method
+is saved as LoRA, exactly where `adapters.convert` is exact.
 """
 
 import json
@@ -22,7 +22,7 @@ from jaxpeft.parallel import distributed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What changes the result and is not supported: refused unless off.
+# Options of PEFT that change the result and are not supported; they must be off.
 _OFF = (
   "alora_invocation_tokens arrow_config exclude_modules fan_in_fan_out kasa_config "
   "layer_replication layers_to_transform lora_bias megatron_config modules_to_save "
@@ -38,28 +38,29 @@ _COMMON = dict(
 
 
 def check_processes():
-  """Raises InputError where there are several: adapters are not gathered here."""
+  """Raises InputError if there are several processes: `save` gathers no arrays."""
   if distributed.count() > 1:
     raise InputError(
-      "PEFT's format is written by one process (--format=peft); start no more, or "
-      "export merged weights (format hf)"
+      "PEFT's format (--format=peft) is written by one process only; start a single "
+      "process, or export merged weights (--format=hf)"
     )
 
 
 def save(directory, params, base=None, rank: int | None = None, base_name="") -> dict:
-  """Writes the adapters of `params` as PEFT's.
+  """Writes the adapters of `params` in PEFT's format; returns how exact they are.
 
   Args:
-    directory: to be made, or to have its adapter replaced.
+    directory: created if needed; an adapter in it is replaced.
     params: an adapted tree.
-    base: the tree before `adapt`, for methods that do not keep the base's weights.
-    rank: of the nearest LoRA, for methods that are none.
-    base_name: the model's path or hub id, for PEFT to find it.
+    base: the tree before `adapt`; needed for methods that do not keep its weights.
+    rank: of the LoRA that approximates the adapter; needed for methods that PEFT's
+      format cannot hold exactly.
+    base_name: path or hub id of the base model, under which PEFT will look for it.
   Returns:
-    {path: relative error of the update}; 0 where the format holds the method itself.
+    {path: relative error of the update}; 0 where the format is exact.
   Raises:
-    InputError: an adapted leaf that PEFT cannot hold, or `base` or `rank` is needed;
-      several processes.
+    InputError: nothing is adapted; PEFT cannot hold an adapted leaf; `base` or `rank`
+      is missing; or there are several processes.
   """
   check_processes()
   nodes = hf_names.modules(params, adapters.is_adapted)
@@ -68,8 +69,8 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
   wrong = [path for path, (_, names) in nodes.items() if not names]
   if wrong:
     raise InputError(
-      f"{wrong[0]} is adapted, and PEFT's format holds adapters of projections only; "
-      "export merged weights instead (format hf)"
+      f"{wrong[0]} is adapted, but PEFT's format can only adapt projections; export "
+      "merged weights instead (--format=hf)"
     )
   every = hf_names.modules(params)
   if rank is None and all(
@@ -87,7 +88,7 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
   every = [n for _, names in every.values() for n in names]
   mine = [n for _, names in nodes.values() for n in names]
   config |= dict(target_modules=_targets(mine, every))
-  if "feedforward_modules" in config:  # PEFT wants them named as among the targets
+  if "feedforward_modules" in config:  # PEFT wants the names that target_modules has
     into = _targets(config["feedforward_modules"], every)
     whole = not set(into) <= set(config["target_modules"])
     config |= dict(target_modules=mine) if whole else dict(feedforward_modules=into)
@@ -104,7 +105,8 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
     }
     safetensors.numpy.save_file(flat, tmp / WEIGHTS, {"format": "pt"})
     (tmp / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (directory / CONFIG).unlink(missing_ok=True)  # a kill leaves none, not a mixture
+    # First, so that a kill here leaves no mixture of two adapters that can be loaded.
+    (directory / CONFIG).unlink(missing_ok=True)
     for name in (WEIGHTS, CONFIG):
       (tmp / name).chmod(0o644)
       (tmp / name).replace(directory / name)
@@ -112,11 +114,14 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
 
 
 def load(directory, params):
-  """`params` (plain arrays) adapted with the PEFT adapter in a directory.
+  """An adapted tree: `params` with the PEFT adapter in a directory.
 
+  Args:
+    directory: with adapter_config.json and adapter_model.safetensors.
+    params: of the base model, not adapted.
   Raises:
-    InputError: damaged files, a method or option that is not supported, modules or
-      shapes that the model does not have, tensors left over.
+    InputError: a file is damaged; a method or option is not supported; or the adapter
+      has modules, shapes or tensors that do not fit the model.
   """
   directory = pathlib.Path(directory)
   try:
@@ -125,11 +130,11 @@ def load(directory, params):
   except (OSError, ValueError, safetensors.SafetensorError) as e:
     raise InputError(f"cannot read the PEFT adapter in {directory}: {e}") from e
   if not isinstance(config, dict):
-    raise InputError(f"{directory / CONFIG} is no JSON object")
+    raise InputError(f"{directory / CONFIG} holds no JSON object")
   kind = config.get("peft_type")
   if kind not in peft_methods.READERS:
     raise InputError(
-      f"{directory}: peft_type {kind!r} is none of {sorted(peft_methods.READERS)}"
+      f"{directory}: peft_type {kind!r} is not one of {sorted(peft_methods.READERS)}"
     )
   on = [key for key in _OFF if config.get(key)]
   if on or config.get("bias", "none") != "none":
@@ -139,14 +144,16 @@ def load(directory, params):
   every = hf_names.modules(params)
   for path, (leaf, names) in every.items():
     if adapters.is_adapted(leaf):
-      raise InputError(f"{path} is adapted already; load {directory} onto the base")
+      raise InputError(
+        f"{path} is adapted already; load {directory} into the base model"
+      )
     have = [name for name in names if tensors.has(name)]
     if not have:
       continue
     if have != names:
       raise InputError(
         f"{directory} adapts {len(have)} of the {len(names)} layers of {path}; load "
-        "the model with `groups` that separate them"
+        "the model with `groups` (model.groups) that separate the adapted layers"
       )
     _check_copies(tensors, names, leaf)
     try:
@@ -169,7 +176,7 @@ def load(directory, params):
     for name, own in (node.frozen | node.theta).items():
       if name in new and new[name].shape != own.shape:
         raise InputError(
-          f"{directory}: {name} of {path} is {list(new[name].shape)}, the model needs "
+          f"{directory}: {name} of {path} is {list(new[name].shape)}; the model needs "
           f"{list(own.shape)}"
         )
     frozen = {
@@ -182,17 +189,17 @@ def load(directory, params):
 
 
 def _check_bias(path: str, adapter, every):
-  """Refuses (IA)3 behind a bias, which PEFT scales and jaxpeft does not."""
+  """Refuses (IA)3 on outputs with a bias: PEFT scales the bias, jaxpeft does not."""
   bias = re.sub("/(attn|mlp)/", "/bias/", path)
   if isinstance(adapter, adapters.IA3) and adapter.on == "output" and bias in every:
     raise InputError(
-      f"(IA)3 on the output of {path}, which has a bias: PEFT scales the bias too, so "
-      "the results would differ; use merged weights (format hf)"
+      f"(IA)3 adapts the output of {path}, which has a bias. PEFT scales the bias too, "
+      "so the results would differ; use merged weights instead (--format=hf)"
     )
 
 
 def _check_copies(tensors, names, leaf):
-  """Takes copies of base weights (PEFT adds the head's) if they are the model's."""
+  """Checks and drops the copies of base weights that PEFT saves, e.g. the head's."""
   for name in names:
     copy = f"{name}.base_layer.weight"
     if not tensors.has_tensor(copy):
@@ -202,7 +209,7 @@ def _check_copies(tensors, names, leaf):
 
 
 class _Tensors:
-  """The file's tensors by module name; what nobody takes is an error."""
+  """The tensors of a file, which remembers those that nobody has read."""
 
   def __init__(self, directory, flat):
     self.directory, self.flat, self.used = directory, flat, set()
@@ -216,16 +223,18 @@ class _Tensors:
     return _PREFIX + name in self.flat
 
   def shared(self, key: str):
-    """A tensor that all modules use."""
+    """The tensor at a full key, e.g. one that all modules share."""
     if key not in self.flat:
       raise InputError(f"{self.directory}/{WEIGHTS} has no tensor {key}")
     self.used.add(key)
     return self.flat[key].astype(np.float32)
 
   def pop(self, name: str):
+    """The tensor of a module, by its name in the model."""
     return self.shared(_PREFIX + name)
 
   def check_empty(self):
+    """Raises InputError if a tensor was not read."""
     left = sorted(self.flat.keys() - self.used)
     if left:
       raise InputError(
@@ -235,7 +244,15 @@ class _Tensors:
 
 
 def _targets(mine: list[str], every: list[str]) -> list[str]:
-  """Short names where all modules of that name are adapted, else whole ones."""
+  """Names of adapted modules, as PEFT's target_modules lists them.
+
+  A short name, e.g. "q_proj", stands for all modules that end with it; modules of which
+  only some are adapted get their full names.
+
+  Args:
+    mine: full names of the adapted modules.
+    every: full names of all modules of the model.
+  """
   short = {name.rpartition(".")[2] for name in mine}
   whole = {n for n in short if all(m in mine for m in every if m.endswith("." + n))}
   return sorted(whole) + [n for n in mine if n.rpartition(".")[2] not in whole]

@@ -1,8 +1,9 @@
-"""What PEFT's files hold: LoRA, DoRA, VeRA and (IA)3; other methods are LoRA there.
+"""Converts each method to and from PEFT's tensors: LoRA, DoRA, VeRA and (IA)3.
 
-A writer takes ({path: (adapted node, modules)}, the same of the base, rank) and gives
-(config, {module.leaf: array}, {path: error}); a reader takes the config and a module's
-tensors and gives (adapter, leaves). Theirs are [out, in], ours are [in, out].
+A writer takes ({path: (adapted node, modules)}, {path: (base weight, modules)}, rank)
+and returns (config, {module.leaf: array}, {path: relative error}). A reader takes
+(config, tensors, modules of a leaf, the leaf, directory) and returns (adapter, {name:
+array}). Their matrices are [out, in], ours are [in, out].
 """
 
 import collections
@@ -17,13 +18,17 @@ from jaxpeft import adapters
 from jaxpeft.adapters import to_lora
 from jaxpeft.errors import InputError
 
-SHARED = "/"  # of tensors beside the model's modules, not inside
+SHARED = "/"  # prefix of tensors that belong to no module of the model
 
 # ---- LoRA and DoRA ----------------------------------------------------------------
 
 
 def write_lora(nodes, bases, rank):
-  """Each layer's a, b and alpha: the method's own where it is LoRA."""
+  """Writes any method as LoRA, or as DoRA if every adapter is DoRA.
+
+  Methods that are LoRA after their initialization keep their factors; the others, and
+  all if `rank` is given, are converted by `to_lora.low_rank`.
+  """
   tensors, errors, sizes = {}, {}, {}
   types = {type(node.adapter) for node, _ in nodes.values()}
   native = _AS_LORA | (types if types == {adapters.DoRA} else set())
@@ -60,7 +65,7 @@ def write_lora(nodes, bases, rank):
     use_rslora=False,
     use_dora=dora,
   )
-  # PEFT takes rsLoRA only without patterns; the scale is the same either way.
+  # PEFT combines rsLoRA with no patterns; without it, alpha gives the same scale.
   rslora = types <= native and all(n.adapter.rslora for n, _ in nodes.values())
   if rslora and len(set(sizes.values())) == 1:
     config |= dict(use_rslora=True, lora_alpha=alpha / r**0.5)
@@ -70,14 +75,15 @@ def write_lora(nodes, bases, rank):
 def _read_lora(config, tensors, names, leaf, directory):
   method = adapters.DoRA if config.get("use_dora") else adapters.LoRA
   start = config.get("init_lora_weights", True)
-  # PEFT makes these starts again when it loads, and takes them out of the base.
+  # On loading, PEFT computes these initial factors again and subtracts them from the
+  # base; so do our methods.
   method = {"pissa": adapters.PiSSA, "olora": adapters.OLoRA}.get(start, method)
   if not (
     isinstance(start, bool) or start in ("gaussian", "orthogonal", "pissa", "olora")
   ):
     raise InputError(
       f"{directory}: init_lora_weights {start!r} changes the base in a way that cannot "
-      "be made again; convert the adapter to plain LoRA in PEFT first"
+      "be reproduced; convert the adapter to plain LoRA in PEFT first"
     )
   layers, shapes = [], set()
   for name in names:
@@ -91,8 +97,9 @@ def _read_lora(config, tensors, names, leaf, directory):
     layers.append(own)
   if len(shapes) > 1:
     raise InputError(
-      f"{directory}: layers of {names[0]} and its like have several ranks or alphas "
-      f"{sorted(shapes)}; load the model with `groups` that separate them"
+      f"{directory}: the layers that are stacked with {names[0]} have several ranks "
+      f"and alphas {sorted(shapes)}; load the model with `groups` (model.groups) that "
+      "separate them"
     )
   r, alpha = shapes.pop()
   rslora = bool(config.get("use_rslora"))
@@ -114,11 +121,11 @@ def _write_vera(nodes, bases, rank):
       layer = _layer(path, node, i)
       own = np.asarray(layer.frozen["a"], np.float32)
       corner = a[: len(own)]
-      # Ours are bounded by their own width, theirs all by the widest.
+      # Our bound depends on the module's own width, theirs on the widest module's.
       ratio = np.vdot(corner, own) / np.vdot(corner, corner)
       if not np.allclose(own, ratio * corner, atol=1e-2 * np.abs(own).max()):
         raise InputError(
-          f"{path}: its random matrices are of another seed; give a rank"
+          f"the random matrices of {path} come from another seed; give a rank"
         )
       tensors[f"{name}.vera_lambda_d"] = ratio * np.asarray(layer.theta["d"])
       tensors[f"{name}.vera_lambda_b"] = np.asarray(layer.theta["e"])
@@ -182,19 +189,19 @@ READERS = {"LORA": _read_lora, "VERA": _read_vera, "IA3": _read_ia3}
 
 
 def _layer(path: str, node, i: int):
-  """Layer i of a stacked node or array; the head is no stack."""
+  """Layer i of a stacked node or array; a leaf that is not stacked, itself."""
   return jax.tree.map(lambda x: x[i], node) if adapters.is_stacked(path) else node
 
 
 def _stack(layers: list[dict], leaf) -> dict:
-  """One dict of leaves, stacked as the weight is."""
+  """The layers' leaves stacked, or those of the only layer if `leaf` is no stack."""
   if leaf.ndim == 2:
     return {k: jnp.asarray(x) for k, x in layers[0].items()}
   return {k: jnp.stack([jnp.asarray(layer[k]) for layer in layers]) for k in layers[0]}
 
 
 def _pattern(patterns, name: str, default):
-  """The value of the pattern that names a module, as PEFT looks it up."""
+  """The value of the first pattern that matches a module, by PEFT's rule."""
   for key, value in (patterns or {}).items():
     if re.fullmatch(rf"(.*\.)?({key})", name):
       return value

@@ -1,11 +1,12 @@
-"""The state of a run, by Orbax: asynchronous, atomic, verified; the newest two stay.
+"""Saves and restores the state of a run: asynchronous, atomic, verified checkpoints.
 
-Only what training changes is saved: trainable partition, optimizer state, step. The
-data position is the step, and the frozen partition is recognised by its fingerprint.
+A checkpoint holds only what training changes: the trainable partition, the optimizer
+state and the step. The step also gives the position in the data, and a fingerprint
+identifies the frozen partition. The two newest checkpoints are kept.
 
-Orbax has no checksums: a flipped byte comes back as a wrong weight, silently. So each
-leaf's is kept in a JSON item of the same checkpoint, and a checkpoint that fails is
-skipped, with a line that says so, for the one before it.
+Orbax writes the files but has no checksums: a flipped byte would silently come back as
+a wrong weight. Therefore a JSON item of each checkpoint holds a checksum of every leaf.
+A damaged checkpoint is reported and skipped, and the one before it is used instead.
 """
 
 import json
@@ -23,17 +24,18 @@ from jaxpeft import console, tree
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every step
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save
 
 
 class Checkpoints:
-  """The checkpoints of one run directory. Close it, to finish what is being written."""
+  """The checkpoints in one directory; `close` finishes a save in progress."""
 
   def __init__(self, directory: pathlib.Path):
     self._directory = directory.absolute()
     self._directory.mkdir(parents=True, exist_ok=True)
-    # Named processes make Orbax wait over the network; else it does so by a collective
-    # on the devices, which fails where one process comes 30 s later than another.
+    # With named processes, Orbax waits for them through the coordination service.
+    # Otherwise it waits in a collective on the devices, which fails if one process
+    # arrives 30 s after another.
     several = distributed.count() > 1
     everyone = set(range(distributed.count())) if several else None
     options = ocp.CheckpointManagerOptions(
@@ -49,13 +51,17 @@ class Checkpoints:
 
   @property
   def latest(self) -> int | None:
-    """The newest step that is there, or None; `restore` finds out if it is good."""
+    """The newest saved step, or None; only `restore` checks that it is not damaged."""
     return self._manager.latest_step()
 
   def save(self, state, extra: dict):
-    """Starts to save the state of its step; `extra` is a small JSON value.
+    """Starts to save `state` as the checkpoint of its step, unless that step is saved.
 
-    Every process calls it. The arrays may be donated as soon as it returns.
+    Every process must call this. The arrays may be donated as soon as it returns.
+
+    Args:
+      state: a `TrainState`: its `step` names the checkpoint.
+      extra: a small JSON value to save with it.
     """
     step = int(state.step)
     if step == self.latest:
@@ -71,14 +77,16 @@ class Checkpoints:
     self._manager.save(step, args=args, force=True)
 
   def restore(self, like):
-    """(state, extra) of the newest good step, with the structure of `like`.
+    """(state, extra) of the newest checkpoint that is not damaged.
 
-    Every process calls it, and all get the same step. Damaged ones that are newer are
-    renamed to STEP.damaged, so that these steps can be saved again.
+    Every process must call this, and all get the same step. Newer, damaged checkpoints
+    are renamed to STEP.damaged, so that their steps can be saved again.
 
+    Args:
+      like: a state whose structure, shapes, dtypes and shardings the result has.
     Raises:
-      InputError: if it has other leaves, i.e. belongs to another config; if none is
-        good.
+      InputError: the checkpoint has other leaves than `like`, so it belongs to another
+        config; or there is no usable checkpoint.
     """
     want = {
       path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
@@ -97,7 +105,7 @@ class Checkpoints:
     reasons = "; ".join(f"step {step}: {e}" for step, e in damaged.items())
     raise InputError(
       f"no checkpoint in {self._directory} can be used ({reasons or 'there is none'}). "
-      "Put a copy of one there, or start in another --workdir"
+      "Restore one from a backup, or start again in another --workdir"
     )
 
   def close(self):
@@ -106,16 +114,19 @@ class Checkpoints:
     self._manager.close()
 
   def _read(self, step: int, want: dict):
-    """(leaves, extra) of a step.
+    """(leaves, extra) of the checkpoint of a step.
 
-    Orbax's handlers, not its manager: that one waits for all processes at the end,
-    and would wait for ever for one that met a damaged file.
+    This calls Orbax's handlers and not its manager. The manager waits for all processes
+    at the end, so it would never return if one of them failed on a damaged file.
 
+    Args:
+      step: which checkpoint to read.
+      want: {path: shape, dtype and sharding of the leaf}.
     Raises:
-      InputError: if it is good, but of another config.
-      _Damaged: in all processes, if it is damaged in the eyes of one.
+      InputError: the checkpoint belongs to another config.
+      _Damaged: at least one process found it damaged; raised in every process.
     """
-    place = epath.Path(self._directory) / str(step)  # what Orbax's handlers take
+    place = epath.Path(self._directory) / str(step)  # Orbax's handlers need this type
     with _same_everywhere():
       about = dict(ocp.JsonCheckpointHandler().restore(place / "extra"))
       crc32 = about.pop("crc32", None)
@@ -128,7 +139,7 @@ class Checkpoints:
       got = ocp.StandardCheckpointHandler().restore(
         place / "state", args=ocp.args.StandardRestore(want)
       )
-    # A copy: what Orbax gives may share memory, and steps donate their input.
+    # Copied, because Orbax's arrays may share memory and a step donates its input.
     flat = {path: jnp.array(x) for path, x in got.items()}
     sums = jax.device_get(_checksums(flat))
     wrong = [path for path in want if sums[path].tolist() != about["leaves"][path][2]]
@@ -138,6 +149,7 @@ class Checkpoints:
     return flat, about["extra"]
 
   def _check_config(self, step, leaves, want):
+    """Raises InputError at the first leaf whose shape or dtype differs from `want`."""
     there = {path: tuple(kind) for path, (*kind, _) in leaves.items()}
     here = {path: _kind(x) for path, x in want.items()}
     if there == here:
@@ -153,7 +165,7 @@ class Checkpoints:
     )
 
   def _set_aside(self, damaged, good):
-    """Tells about damaged steps, and gives their names free."""
+    """Reports the damaged steps and renames them, so that they can be saved again."""
     if not damaged:
       return
     if distributed.is_main():
@@ -170,11 +182,11 @@ class Checkpoints:
 
 
 class _Damaged(Exception):
-  """A checkpoint that cannot be used: why."""
+  """A checkpoint cannot be used; the message is the reason."""
 
 
 class _same_everywhere:
-  """Whatever fails in one process is _Damaged in all of them."""
+  """A context: if its body fails in one process, all processes raise _Damaged."""
 
   def __enter__(self):
     return self
@@ -190,23 +202,29 @@ class _same_everywhere:
 
 @jax.jit
 def _checksums(flat):
-  """{path: `_checksum`}, in one program: of several, each with its collectives, two
-  processes may run different ones first, and wait for each other for ever."""
+  """{path: `_checksum` of the leaf}.
+
+  All are one compiled program. With one program per leaf, two processes might run them
+  in different orders, and their collectives would wait for each other forever.
+  """
   return {path: _checksum(x) for path, x in flat.items()}
 
 
 def _checksum(x):
-  """uint32[2] of an array's bits and their places.
+  """A checksum uint32[2] of an array's elements and their positions.
 
-  A sum of hashes modulo 2**32: any mesh and any number of processes, each of which
-  sees only its shards, gives the same, and no array is gathered, as CRC-32 or BLAKE2
-  would need. Each hash is a bijection of the number's bits (MurmurHash3's finaliser),
-  so that one damaged number is found for certain, and more but for 2**-64.
+  It is a sum of one hash per element, modulo 2**32. So every mesh and any number of
+  processes give the same result, and no process needs more than its shards; CRC-32 or
+  BLAKE2 would have to gather the array. Each hash is a bijection of an element's bits.
+  A single damaged element of up to 4 bytes is therefore always detected; several are
+  missed with a probability of 2**-64.
+
+  Source: the finalizer of MurmurHash3 (Appleby, 2011).
   """
   size = x.dtype.itemsize
   if x.dtype == bool:
     words = x.astype(jnp.uint32)
-  elif size == 8:  # a further axis of two
+  elif size == 8:  # becomes two words, along a new last axis
     words = jax.lax.bitcast_convert_type(x, jnp.uint32)
   else:
     unsigned = jnp.dtype(f"uint{8 * size}")
@@ -218,7 +236,7 @@ def _checksum(x):
     stride *= words.shape[axis]
   seeds = jnp.uint32(0x9E3779B9), jnp.uint32(0x7F4A7C15)
   hashes = tuple(_mix(words ^ _mix(place + seed)) for seed in seeds)
-  # Both in one reduction: nothing of the array's size is made beside it.
+  # One reduction of both, so that XLA allocates no temporary of the array's size.
   zeros, axes = (jnp.uint32(0),) * 2, tuple(range(words.ndim))
   sums = jax.lax.reduce(hashes, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
   return jnp.stack(sums)
@@ -231,7 +249,7 @@ def _mix(x):
 
 
 def _crc32(value) -> int:
-  read = json.loads(json.dumps(value))  # keys that are no strings become such
+  read = json.loads(json.dumps(value))  # JSON turns all keys into strings
   return zlib.crc32(json.dumps(read, sort_keys=True).encode())
 
 

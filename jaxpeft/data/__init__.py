@@ -1,1 +1,5 @@
-"""Data: sources, tokenizer and templates, masks, packing, batches by (seed, step)."""
+"""Training data: from rows of text to tokens, loss masks and packed batches.
+
+This package may import `parallel`, `tree`, `config_file`, `config`, `errors`, `linear`
+and `assets`; it knows nothing of models or training.
+"""

@@ -1,7 +1,7 @@
-"""Packing and batches: a pure function of (examples, seed, step).
+"""Packs examples into rows and batches, as a pure function of (examples, seed, step).
 
-Every row holds one or more examples end to end; attention is block-diagonal over them
-(segments) and positions start at 0 in each. Resuming at a step needs no state.
+A row holds one or more examples one after another. Each is a segment that attends only
+to itself, with positions from 0. To resume at a step, no state is needed.
 """
 
 import bisect
@@ -17,12 +17,15 @@ from jaxpeft.errors import InputError
 
 
 def pack(examples: list[Example], max_tokens: int) -> list[list[Example]]:
-  """Rows of at most max_tokens by best fit, longest first; the order is fixed.
+  """Rows of at most `max_tokens` tokens each, made of whole examples.
 
-  Source: best-fit decreasing bin packing, at most 11/9 of the optimum in rows.
+  The result depends only on the lengths and the order of the examples.
+
+  Source: best-fit decreasing bin packing, which asymptotically needs at most 11/9 of
+  the optimal number of rows (Johnson et al., 1974).
   """
   order = sorted(range(len(examples)), key=lambda i: -len(examples[i].tokens))
-  space: dict[int, list[int]] = {}  # rows by room left
+  space: dict[int, list[int]] = {}  # free tokens -> rows that have so many left
   rooms: list[int] = []  # the keys of `space`, in order
   rows: list[list[Example]] = []
   for i in order:
@@ -45,12 +48,12 @@ def pack(examples: list[Example], max_tokens: int) -> list[list[Example]]:
 
 
 def to_arrays(rows: list[list[Example]], max_tokens: int) -> dict[str, np.ndarray]:
-  """Rows of examples as one batch of arrays [rows, max_tokens].
+  """One batch of arrays [rows, max_tokens], from rows of examples.
 
   Returns:
-    tokens, targets int32: the target of a token is the next one of its example.
-    weights float32: 1 where the target is supervised.
-    position, segment int32: see `attention.Where`.
+    tokens, targets (int32): the target of a token is the next token of its example.
+    weights (float32): 1 where the loss supervises the target, otherwise 0.
+    position, segment (int32): see `attention.Where`.
   """
   shape = (len(rows), max_tokens)
   out: dict[str, np.ndarray] = {
@@ -74,13 +77,13 @@ def to_arrays(rows: list[list[Example]], max_tokens: int) -> dict[str, np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """Shuffled batches without end; `batches[step]` is the same in every process.
+  """An endless sequence of shuffled batches; every process gets the same at a step.
 
   Attributes:
-    rows: packed rows.
-    max_tokens: length of a row.
+    rows: rows of examples, e.g. from `pack`.
+    max_tokens: length of a row in tokens.
     batch_size: rows per batch.
-    seed: of the order, which is new in every epoch.
+    seed: of the shuffling; every epoch has another order.
   """
 
   rows: list[list[Example]]
@@ -97,14 +100,19 @@ class Batches:
 
   @property
   def epoch_steps(self) -> float:
-    """Steps per pass over the data."""
+    """Number of steps in one pass over the data; not always whole."""
     return len(self.rows) / self.batch_size
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of a step, see `to_arrays`.
+
+    Raises:
+      InputError: no token of the batch is supervised.
+    """
     batch = self._batches[step]
     if not batch["weights"].any():
       raise InputError(
-        f"batch {step} supervises no token; raise train.batch_size "
+        f"batch {step} has no supervised token; raise train.batch_size "
         f"({self.batch_size}) or data.max_tokens ({self.max_tokens})"
       )
     return batch
@@ -113,13 +121,19 @@ class Batches:
 def make(
   examples, max_tokens: int, batch_size: int, packed: bool, seed: int
 ) -> Batches:
-  """Batches of examples, several to a row if `packed`."""
+  """`Batches` of the examples; one example per row, or as many as fit if `packed`."""
   rows = pack(examples, max_tokens) if packed else [[e] for e in examples]
   return Batches(rows, max_tokens, batch_size, seed)
 
 
 def preview(batch: dict[str, np.ndarray], tokenizer, color: bool) -> str:
-  """The first example of a batch as text, its supervised part green, or in brackets."""
+  """The first example of a batch as text that shows which part is supervised.
+
+  Args:
+    batch: arrays from `to_arrays`.
+    tokenizer: a `Tokenizer`.
+    color: whether to print the supervised part in green; otherwise it is in [[ ]].
+  """
   length = int((batch["segment"][0] == 1).sum())
   tokens = batch["tokens"][0, :length]
   learned = np.concatenate([[False], batch["weights"][0, : length - 1] > 0])

@@ -1,4 +1,4 @@
-"""Rows to tokens and masks of supervision."""
+"""Turns rows of text into tokens and a mask of those that the loss supervises."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,22 +10,22 @@ from jaxpeft.errors import InputError
 
 
 class Example(NamedTuple):
-  """One text: its tokens, and which of them the loss is taken on."""
+  """The tokens of one text, and which of them the loss supervises."""
 
   tokens: np.ndarray  # int32[n]
-  supervised: np.ndarray  # bool[n]; the first token never is: nothing predicts it
+  supervised: np.ndarray  # bool[n]; False at first, since nothing predicts it
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """A data set's examples, with what was cut."""
+  """The examples of a data set, and how many were cut or dropped."""
 
   examples: list[Example]
   truncated: int  # examples longer than max_tokens, cut at the end
-  dropped: int  # of those, with no supervised token left
+  dropped: int  # examples without any supervised token, which are not in `examples`
 
   def summary(self, source) -> str:
-    """One line for the log."""
+    """One line for the log that counts the examples and tokens of `source`."""
     tokens = sum(len(e.tokens) for e in self.examples)
     learned = sum(int(e.supervised.sum()) for e in self.examples)
     line = (
@@ -39,20 +39,22 @@ class Encoded:
 
 
 def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Encoded:
-  """Examples of a list of rows in any of the four formats.
+  """Examples from rows in any of the four formats of `sources`.
 
-  The prompt's tokens are the very ones that generation starts from, and what follows is
-  tokenized behind it: alone, Llama 2's tokenizer would put another space in front. Only
-  where the two together would change the prompt's tokens is each tokenized alone.
+  The prompt's tokens are exactly those from which generation starts. Prompt and
+  completion are tokenized together, since Llama 2's tokenizer would put an additional
+  space before a completion of its own. If that would change the prompt's tokens, they
+  are tokenized separately.
 
   Args:
     rows: dicts, see `sources`.
     tokenizer: a `Tokenizer`.
     max_tokens: longer examples are cut at the end.
-    loss_on: "completion" or "all".
-    source: its name, for messages.
+    loss_on: which tokens the loss supervises: "completion" or "all".
+    source: name of the data, for messages.
   Raises:
-    InputError: a row in no known format, or nothing supervised in all of them.
+    InputError: `loss_on` is invalid; a row has no known format; or no example has a
+      supervised token.
   """
   if loss_on not in ("completion", "all"):
     raise InputError(f"data.loss_on is {loss_on!r}; it must be 'completion' or 'all'")
@@ -76,6 +78,7 @@ def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Enc
 
 
 def _encode_row(row, tokenizer, place: str):
+  """(ids, supervised) of one row, for a loss on the completion."""
   form = sources.format_of(row, place)
   if form == "messages":
     try:

@@ -1,4 +1,4 @@
-"""Rows of data: where they come from, and which of four formats they are in."""
+"""Reads rows of data from JSONL files and embedded tasks, in any of four formats."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 from jaxpeft.data import toy
 from jaxpeft.errors import InputError
 
-# The fields by which a format is known, in order of precedence.
+# format -> the fields that identify it; the first format that fits is taken.
 FORMATS = {
   "messages": ("messages",),
   "question/answer": ("question", "answer"),
@@ -20,13 +20,15 @@ _ALPACA = (
 
 
 def read(source, limit: int | None = None) -> list[dict]:
-  """Rows of a source.
+  """The rows of a source.
 
   Args:
-    source: a list of rows; "embedded:NAME" (see `embedded`); or a JSONL file's path.
-    limit: keep the first so many.
+    source: a list of rows; "embedded:NAME" (see `embedded`); or the path of a JSONL
+      file.
+    limit: number of rows to keep, from the start; None keeps all.
   Raises:
-    InputError: a missing, empty or broken file, with the line's number.
+    InputError: the file is missing or empty, or a line of it is invalid; the message
+      gives the line's number.
   """
   if not isinstance(source, str | pathlib.Path):
     rows = list(source)
@@ -40,10 +42,12 @@ def read(source, limit: int | None = None) -> list[dict]:
 
 
 def embedded(name: str) -> list[dict]:
-  """The embedded task's data: "one_step/train", "two_step/test", "pretrain", ...
+  """The rows of an embedded data set.
 
+  Args:
+    name: "one_step" or "two_step" with "/train" or "/test"; or "pretrain".
   Raises:
-    InputError: for another name.
+    InputError: there is no data set of that name.
   """
   if name == "pretrain":
     stories = toy.problems(1, "train", 120_000, seed=0)
@@ -59,10 +63,13 @@ def embedded(name: str) -> list[dict]:
 
 
 def format_of(row: dict, place: str) -> str:
-  """The name of the row's format.
+  """The name of a row's format, a key of `FORMATS`.
 
+  Args:
+    row: a dict with the fields of one format; further fields are ignored.
+    place: where the row is, for error messages, e.g. "FILE, line 3".
   Raises:
-    InputError: if it is in none, naming the place.
+    InputError: the row has no known format, or a field has a wrong type.
   """
   if isinstance(row, dict):
     for name, fields in FORMATS.items():
@@ -75,10 +82,14 @@ def format_of(row: dict, place: str) -> str:
 
 
 def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
-  """A row of any format but "messages" as the text before and the text to learn.
+  """(prompt, completion): the text of a row before the answer, and the answer.
 
-  GSM8K's questions are worded as lm-evaluation-harness words them, so that what is
-  trained is what is evaluated.
+  Questions are worded as lm-evaluation-harness words GSM8K, so that training and
+  evaluation see the same prompts.
+
+  Args:
+    row: of any format except "messages".
+    form: its format, from `format_of`.
   """
   if form == "question/answer":
     return f"Question: {row['question']}\nAnswer:", f" {row['answer']}"
@@ -108,6 +119,7 @@ def _jsonl(path: pathlib.Path) -> list[dict]:
 
 
 def _check_types(row: dict, name: str, place: str):
+  """Raises InputError if a field of format `name` has a wrong type."""
   if name == "messages":
     messages = row["messages"]
     good = isinstance(messages, list) and all(

@@ -1,10 +1,10 @@
-"""Chat templates in sandboxed jinja2, and which of their tokens the assistant wrote.
+"""Renders chat templates in a jinja2 sandbox and finds the assistant's tokens.
 
-A template that marks the assistant's words with {% generation %} says so itself. The
-stock ones do not, and a mask from them would be all zero without a word: for these,
-the conversation is rendered up to before and after each answer, and what an answer
-added to the text is its own. Templates do not learn today's date: a resumed run would
-train on other tokens.
+A template may mark the assistant's words with {% generation %}. Most templates do not,
+and other libraries then silently return a mask of zeros. For those templates, the
+conversation is rendered up to each answer, without and with it: the text that the
+answer adds is the assistant's. Templates cannot read today's date, since a resumed run
+would then train on other tokens.
 """
 
 import json
@@ -16,11 +16,11 @@ import jinja2.sandbox
 
 from jaxpeft.errors import InputError
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters, removed again below
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters that `chat` removes again
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %} ... {% endgeneration %}: marks the assistant's words."""
+  """The jinja2 tag {% generation %}: puts _OPEN and _CLOSE around its content."""
 
   tags = {"generation"}  # noqa: RUF012  (jinja2 reads it from the class)
 
@@ -35,10 +35,15 @@ class _Generation(jinja2.ext.Extension):
 
 
 def render(source: str, messages, generation_prompt: bool, special: dict) -> str:
-  """The conversation as text, the assistant's words marked if the template marks them.
+  """A conversation as text, with _OPEN and _CLOSE around what the template marks.
 
+  Args:
+    source: the template in jinja2.
+    messages: list of {"role", "content"}.
+    generation_prompt: whether to end with the header of the assistant's next turn.
+    special: {name: special token} that the template may print.
   Raises:
-    InputError: if the template fails on it.
+    InputError: the template fails or refuses the conversation.
   """
 
   def refuse(message):
@@ -60,19 +65,21 @@ def render(source: str, messages, generation_prompt: bool, special: dict) -> str
 
 
 def chat(tokenizer, messages, generation_prompt: bool = False):
-  """(ids, supervised): a conversation's tokens, and which the assistant wrote.
+  """(ids, supervised): the tokens of a conversation, and which the assistant wrote.
 
   Args:
     tokenizer: a `Tokenizer` with a chat template.
     messages: list of {"role", "content"}.
-    generation_prompt: end with the header of the assistant's next turn.
+    generation_prompt: whether to end with the header of the assistant's next turn.
   Raises:
-    InputError: if the template fails, or rewrites earlier turns, so that what an
-      answer added cannot be told.
+    InputError: the template fails; it rewrites earlier turns, so that an answer's
+      tokens cannot be found; or a message contains a character that marks answers.
   """
   source, special = tokenizer.chat_template, tokenizer.special
   if any(mark in m["content"] for m in messages for mark in (_OPEN, _CLOSE)):
-    raise InputError("a message contains U+E000 or U+E001, which mark answers here")
+    raise InputError(
+      "a message contains U+E000 or U+E001, which jaxpeft uses to mark answers"
+    )
   text = render(source, messages, generation_prompt, special)
   if _OPEN in text:
     spans = _marked(text)
@@ -85,14 +92,14 @@ def chat(tokenizer, messages, generation_prompt: bool = False):
     touched = [
       i for i, (start, end) in enumerate(encoding.offsets) if a < end and start < b
     ]
-    # All between the first and the last: a tokenizer may give a space no characters.
+    # From the first to the last: a token between them may have an empty offset.
     for i in range(touched[0], touched[-1] + 1) if touched else ():
       supervised[i] = True
   return encoding.ids, supervised
 
 
 def _marked(text: str) -> list[tuple[int, int]]:
-  """Character spans between the marks, in the text without them."""
+  """Spans of the marked parts, in characters of the text without the marks."""
   spans, plain = [], 0
   for char in text:
     if char == _OPEN:
@@ -105,7 +112,11 @@ def _marked(text: str) -> list[tuple[int, int]]:
 
 
 def _added(source, messages, text: str, special) -> list[tuple[int, int]]:
-  """Character spans that each assistant turn added to the text before it."""
+  """The span of characters that each assistant turn adds to the text before it.
+
+  Raises:
+    InputError: a turn changes the text before it.
+  """
   spans = []
   for i, message in enumerate(messages):
     if message["role"] != "assistant":
@@ -114,8 +125,9 @@ def _added(source, messages, text: str, special) -> list[tuple[int, int]]:
     after = render(source, messages[: i + 1], False, special)
     if not (after.startswith(before) and text.startswith(after)):
       raise InputError(
-        f"the chat template rewrites what comes before message {i}, so its answer's "
-        "tokens cannot be told apart; mark them with {% generation %} in the template"
+        f"the chat template rewrites what comes before message {i}, so the tokens of "
+        "that answer cannot be found; mark answers with {% generation %} in the "
+        "template"
       )
     spans.append((len(before), len(after)))
   return spans

@@ -1,4 +1,4 @@
-"""A Hugging Face `tokenizer.json` with its special tokens and chat template."""
+"""Loads Hugging Face tokenizers: `tokenizer.json`, special tokens, chat template."""
 
 import dataclasses
 import json
@@ -20,16 +20,18 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Text to ids and back.
+  """Converts text to token ids and back.
 
   Attributes:
     core: the `tokenizers.Tokenizer`.
-    files: name -> bytes of the files it came from, to be saved beside a model.
-    add_bos: whether a text starts with the beginning-of-text token.
-    bos_id, pad_id: None where the tokenizer has none.
-    eos_ids: ids that end a text; generation stops at any, training appends the first.
-    chat_template: jinja source, or None.
-    special: the named special tokens ("bos_token": "<s>"), which templates print.
+    files: {name: content} of the files it was loaded from, to save with a model.
+    add_bos: whether texts start with the beginning-of-text token.
+    bos_id: id of the beginning-of-text token, or None.
+    pad_id: id of the padding token, or None.
+    eos_ids: ids that end a text; generation stops at any of them, and training appends
+      the first.
+    chat_template: source in jinja2, or None.
+    special: {name: special token} that templates may print, e.g. {"bos_token": "<s>"}.
   """
 
   core: tokenizers.Tokenizer
@@ -42,20 +44,26 @@ class Tokenizer:
   special: dict[str, str]
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
-    """Ids of the text, after the beginning-of-text token if `bos` and it has one."""
+    """The token ids of a text.
+
+    Args:
+      text: any text; special tokens in it are recognized.
+      bos: whether the text starts here, so that it gets a beginning-of-text token if
+        the tokenizer adds one.
+    """
     ids = self.core.encode(text, add_special_tokens=False).ids
     first = [self.bos_id] if self.bos_id is not None else []
     return first + ids if bos and self.add_bos else ids
 
   def decode(self, ids, skip_special: bool = True) -> str:
-    """The text of the ids."""
+    """The text of token ids, without special tokens if `skip_special`."""
     return self.core.decode(list(map(int, ids)), skip_special_tokens=skip_special)
 
   def chat(self, messages, generation_prompt: bool = False):
-    """(ids, supervised) of a conversation: see `template.chat`.
+    """(ids, supervised) of a conversation, see `template.chat`.
 
     Raises:
-      InputError: if there is no chat template.
+      InputError: there is no chat template, or it fails.
     """
     if self.chat_template is None:
       raise InputError(
@@ -66,18 +74,18 @@ class Tokenizer:
 
 
 def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
-  """The tokenizer of a model directory.
+  """The `Tokenizer` of a model directory.
 
   Args:
-    directory: with tokenizer.json, and tokenizer_config.json if there is one.
+    directory: with tokenizer.json; the other `FILES` are optional.
     eos_ids: further ids that end a text, from the model's config.
   Raises:
-    InputError: if tokenizer.json is missing or unreadable.
+    InputError: tokenizer.json is missing, or a file is damaged.
   """
   directory = pathlib.Path(directory)
   files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
   if "tokenizer.json" not in files:
-    raise InputError(f"no tokenizer.json in {directory}; slow tokenizers are not read")
+    raise InputError(f"no tokenizer.json in {directory}; other formats are not read")
   try:
     core = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     config, names, generation = (
@@ -94,7 +102,7 @@ def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
   }
   ids = {k: core.token_to_id(v) for k, v in special.items()}
   more = generation.get("eos_token_id")
-  more = (more,) if isinstance(more, int) else tuple(more or ())  # 0 is an id
+  more = (more,) if isinstance(more, int) else tuple(more or ())  # 0 is a valid id
   ends = [i for i in (ids.get("eos_token"), *eos_ids, *more) if i is not None]
   source = files.get("chat_template.jinja")
   source = source.decode() if source else config.get("chat_template")
@@ -113,5 +121,5 @@ def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
 
 
 def _adds_bos(core, bos_id) -> bool:
-  """Whether the tokenizer's own post-processor would put the token in front."""
+  """Whether the tokenizer's post-processor puts `bos_id` before a text."""
   return bos_id is not None and core.encode("a").ids[:1] == [bos_id]

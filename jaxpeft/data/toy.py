@@ -1,9 +1,9 @@
-"""Seeded word problems in GSM8K's format: the embedded task.
+"""Generates the embedded task: seeded word problems in GSM8K's format.
 
-One-step problems add or subtract once, among sentences that do not matter; two-step
-problems chain two such steps and show both. Sums are the same without a story. A
-problem belongs to the test split if a hash of its numbers says so: the numbers of a
-test problem are never trained on, whatever the seeds.
+A one-step problem is one addition or subtraction, among irrelevant sentences. A
+two-step problem is a chain of two, and its answer shows both. Sums are the same without
+a story. A hash of its numbers decides whether a problem is in the training or the test
+split, so no seed ever trains on the numbers of a test problem.
 """
 
 import random
@@ -44,18 +44,18 @@ _THINGS = (
 _GAIN = ("buys {} more", "finds {} more", "gets {} more", "wins {} more")
 _LOSE = ("gives away {}", "loses {}", "sells {}", "uses {}")
 _ASIDE = ("{0} has {1} {2}.", "{0} is {1} years old.", "{0} likes {2}.")
-_LIMIT = 99  # no number is larger
-_TEST_SHARE = 8  # one in so many number tuples
+_LIMIT = 99  # the largest number in any problem
+_TEST_SHARE = 8  # one of 8 tuples of numbers is in the test split
 
 
 def problems(steps: int, split: str, count: int, seed: int) -> list[dict[str, str]]:
-  """`count` problems {"question", "answer"} of one or two steps.
+  """A list of problems {"question", "answer"} with one or two steps.
 
   Args:
     steps: 1 or 2.
-    split: "train" or "test"; disjoint for any seeds.
-    count: how many; they may repeat where the space is small.
-    seed: of the choice.
+    split: "train" or "test"; the two share no tuple of numbers, whatever the seeds.
+    count: number of problems; numbers may repeat, since there are few one-step tuples.
+    seed: of the random choices.
   """
   rng = random.Random(f"{steps}-{split}-{seed}")
   rows = []
@@ -67,7 +67,13 @@ def problems(steps: int, split: str, count: int, seed: int) -> list[dict[str, st
 
 
 def sums(split: str, count: int, seed: int) -> list[dict[str, str]]:
-  """Bare sums of one or two steps in the same format: arithmetic without a story."""
+  """A list of sums {"question", "answer"} with one or two steps and no story.
+
+  Args:
+    split: see `problems`.
+    count: number of sums.
+    seed: of the random choices.
+  """
   rng = random.Random(f"sums-{split}-{seed}")
   rows = []
   while len(rows) < count:
@@ -79,7 +85,7 @@ def sums(split: str, count: int, seed: int) -> list[dict[str, str]]:
 
 
 def _draw(rng, steps: int):
-  """A start and signed changes, with every intermediate result in 1 .. _LIMIT."""
+  """(start, [signed change]); every intermediate result is from 1 to _LIMIT."""
   while True:
     start = rng.randint(2, _LIMIT)
     changes = [rng.choice((-1, 1)) * rng.randint(2, _LIMIT - 1) for _ in range(steps)]
@@ -94,6 +100,7 @@ def _split(numbers) -> str:
 
 
 def _tell(rng, start: int, changes: list[int]) -> dict[str, str]:
+  """A random story with these numbers, as a problem."""
   name, other = rng.sample(_NAMES, 2)
   things, others = rng.sample(_THINGS, 2)
   story = [f"{name} has {start} {things}."]
@@ -109,7 +116,7 @@ def _tell(rng, start: int, changes: list[int]) -> dict[str, str]:
 
 
 def _work(total: int, changes: list[int], before: str, after: str) -> str:
-  """The steps, one a line, and the answer."""
+  """A worked answer: one line for each step, then "#### TOTAL"."""
   lines = []
   for change in changes:
     step, total = f"{total}{change:+d}", total + change

@@ -1,4 +1,4 @@
-"""What is trained on what: the contract of an objective.
+"""The contract of an objective, which defines the loss that is trained on the data.
 
 An objective is a frozen dataclass of options, found by name (`config.objective.name`).
 It turns rows of its data format into examples, examples into arrays, and arrays into a
@@ -16,13 +16,13 @@ from jaxpeft.data.encode import Encoded
 class Loss(NamedTuple):
   """Sums over a batch: those of microbatches and devices add up to the whole's."""
 
-  total: jax.Array  # float32[]: the loss, summed over what it is taken on
-  weight: jax.Array  # float32[]: what the total is divided by, e.g. supervised tokens
+  total: jax.Array  # float32[]: the loss, summed over supervised tokens, pairs, ...
+  weight: jax.Array  # float32[]: the divisor of the total, e.g. supervised tokens
   metrics: dict[str, jax.Array]  # name -> float32[], divided by the weight as well
 
 
 class Objective(Protocol):
-  """Methods of an objective; see the module docstring."""
+  """What every objective provides."""
 
   @property
   def random(self) -> bool:
@@ -54,7 +54,7 @@ class Objective(Protocol):
       net: the `Transformer`.
       params: its parameters, adapted.
       batch: arrays as `batch` makes them.
-      key: PRNG key of what is left to chance while training. None: the loss as it is
-        evaluated, without noise and over all tokens.
+      key: PRNG key for the random parts of the training loss. None means evaluation:
+        without noise, and over all tokens.
     """
     ...

@@ -19,9 +19,8 @@ def gradients(transformer, params, paths, batches) -> dict:
     transformer: the model.
     params: parameters of the base, not adapted.
     paths: paths of the weights, e.g. the keys of `adapters.match`.
-    batches: iterable of batches as `data.batches` makes them; the mean is over all
-    their
-      supervised tokens.
+    batches: iterable of batches as `data.batches` makes them; the mean is over the
+      supervised tokens of all.
   """
   wanted = set(paths)
   missing = wanted - tree.flatten(params).keys()

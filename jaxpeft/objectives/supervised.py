@@ -26,9 +26,8 @@ class Supervised:
 
   Attributes:
     loss_on: which tokens are supervised: "completion", or "all".
-    neftune: alpha of uniform noise on the embeddings, of size alpha / sqrt(T D); 0 is
-    no
-      noise. Source: Jain et al. 2023, arXiv:2310.05914.
+    neftune: alpha of uniform noise on the embeddings, whose size is alpha / sqrt(T D);
+      0 is no noise. Source: Jain et al. 2023, arXiv:2310.05914.
     selection: which tokens carry gradient; the default is all.
   """
 

@@ -1,4 +1,4 @@
-"""Which processes are one run: as told, by the environment, or as JAX detects them."""
+"""Finds out which processes form one run: from arguments, environment or scheduler."""
 
 import glob
 import importlib.util
@@ -11,10 +11,10 @@ from jaxpeft.errors import InputError
 
 
 def given(coordinator, num_processes, process_id):
-  """(coordinator, num_processes, process_id) from arguments and environment, or None.
+  """(coordinator, num_processes, process_id) from arguments or environment, or None.
 
   Raises:
-    InputError: if only some are there, or one is no sensible value.
+    InputError: only some of them are given, or a value is invalid.
   """
   values = {}
   for name, value in (
@@ -57,17 +57,17 @@ def detected():
     if kind.__name__ == "K8sCluster" and not (
       "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
     ):
-      continue  # a notebook's pod is no cluster, and not worth a warning
+      continue  # the pod of a notebook, for which JAX would print a warning
     if kind.is_env_present():
       return kind
   return None
 
 
 def gpus_of_process(env) -> list[int] | None:
-  """GPUs of this process under SLURM or Open MPI; None leaves it to JAX.
+  """Indices of this process's GPUs under SLURM or Open MPI; None leaves it to JAX.
 
-  JAX takes one process for each GPU for granted: with one process on a machine of
-  eight, it would use GPU 0 only and say nothing.
+  JAX assumes one process per GPU. With a single process on a machine with eight GPUs,
+  it would silently use GPU 0 only.
   """
   gpus = visible_gpus(env)
   if not gpus or env.get("JAX_LOCAL_DEVICE_IDS"):
@@ -75,7 +75,7 @@ def gpus_of_process(env) -> list[int] | None:
   if "SLURM_STEP_TASKS_PER_NODE" in env and "SLURM_LOCALID" in env:
     tasks = _tasks(env["SLURM_STEP_TASKS_PER_NODE"], int(env.get("SLURM_NODEID", 0)))
     if gpus < int(env.get("SLURM_GPUS_ON_NODE", gpus)):
-      return list(range(gpus))  # --gpus-per-task: the others' are hidden already
+      return list(range(gpus))  # --gpus-per-task hides the GPUs of other processes
     return share(gpus, tasks, int(env["SLURM_LOCALID"]))
   if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
     tasks, index = (env[f"OMPI_COMM_WORLD_LOCAL_{x}"] for x in ("SIZE", "RANK"))
@@ -84,7 +84,7 @@ def gpus_of_process(env) -> list[int] | None:
 
 
 def visible_gpus(env) -> int:
-  """How many NVIDIA GPUs a process with this environment may use; needs no driver."""
+  """Number of NVIDIA GPUs that this environment makes visible; needs no driver."""
   if env.get("JAX_PLATFORMS") == "cpu":
     return 0
   named = env.get("CUDA_VISIBLE_DEVICES")
@@ -94,10 +94,10 @@ def visible_gpus(env) -> int:
 
 
 def share(gpus: int, processes: int, index: int) -> list[int]:
-  """Which of a machine's GPUs belong to its process `index`.
+  """Indices of the machine's GPUs that its process `index` uses.
 
   Raises:
-    InputError: if they cannot be shared equally.
+    InputError: the GPUs cannot be shared equally.
   """
   if gpus % processes:
     raise InputError(
@@ -109,7 +109,7 @@ def share(gpus: int, processes: int, index: int) -> list[int]:
 
 
 def _tasks(text: str, node: int) -> int:
-  """Tasks on a node, from SLURM's "2(x3),1": nodes 0 to 2 have two, node 3 has one."""
+  """Tasks on a node. SLURM's "2(x3),1" means two on nodes 0 to 2 and one on node 3."""
   counts = []
   for part in text.split(","):
     number, _, times = part.removesuffix(")").partition("(x")

@@ -1,10 +1,11 @@
-"""Many processes as one program: start, wait for each other, stop together, fail fast.
+"""Many processes as one program: they start, wait for each other, and stop together.
 
-Fail-stop: a run goes on in all processes or in none, and whoever started them starts
-them again (`launch`, SLURM, JobSet). On a single process nothing here does anything.
+A run is fail-stop: if one process ends, all end, and whatever started them (`launch`,
+SLURM, JobSet) starts them again. In a run of a single process, these functions return
+at once; only `Stop` has work to do.
 
-This module and `gangs` use jax._src: there is no public way to find out whether there
-is a cluster, or to wait for hosts without a collective on their devices.
+This module and `cluster` use jax._src. JAX has no public way to ask whether a cluster
+is there, nor one to wait for other hosts without a collective on their devices.
 """
 
 import ctypes
@@ -26,8 +27,8 @@ from jaxpeft.parallel import cluster
 CRASHED = 17  # exit status after an exception, where there are several processes
 _BAD_INPUT = 2
 _wait_s = 900  # seconds; `initialize` sets it
-_numbers = itertools.count()  # keys of the coordination service are used once
-_kept = []  # what C code calls: collected, it would crash
+_numbers = itertools.count()  # a key of the coordination service works only once
+_callbacks = []  # a callback that C code still calls must not be garbage-collected
 
 
 def initialize(
@@ -40,22 +41,22 @@ def initialize(
   wait_s: int,
   end_s: int,
 ):
-  """Joins the other processes, if there are any; call it before JAX has devices.
+  """Connects to the other processes, if there are any; call it before JAX has devices.
 
-  The arguments win over JAXPEFT_COORDINATOR, JAXPEFT_NUM_PROCESSES and
-  JAXPEFT_PROCESS_ID, which `launch` sets, and those over what JAX detects: SLURM,
-  Open MPI, Cloud TPU, GKE. Nothing is done if that gives one process.
+  The arguments take precedence over JAXPEFT_COORDINATOR, JAXPEFT_NUM_PROCESSES and
+  JAXPEFT_PROCESS_ID, which `launch` sets. Those take precedence over the cluster that
+  JAX detects: SLURM, Open MPI, Cloud TPU or GKE. A single process connects to nothing.
 
   Args:
     coordinator: HOST:PORT of process 0.
     num_processes: how many there are; 1 also switches detection off.
-    process_id: which of them this one is, from 0.
-    heartbeat_s: silence after which a process counts as dead, and all end.
-    start_s: how long to wait for the last one to come up.
-    wait_s: how long `barrier` and `exchange` wait for the last one.
-    end_s: how long to wait at the end for the last one to finish.
+    process_id: the number of this one, from 0.
+    heartbeat_s: a process that is silent for so long counts as dead, and all end.
+    start_s: how long to wait until the last process has started.
+    wait_s: how long `barrier` and `exchange` wait for the last process.
+    end_s: how long to wait at the end until the last process has finished.
   Raises:
-    InputError: if values are missing, or do not fit each other.
+    InputError: values are missing or contradict each other.
   """
   global _wait_s
   times = dict(heartbeat_s=heartbeat_s, start_s=start_s, wait_s=wait_s, end_s=end_s)
@@ -70,13 +71,13 @@ def initialize(
     initialization_timeout=start_s,
     shutdown_timeout_seconds=end_s,
   )
-  told = cluster.given(coordinator, num_processes, process_id)
-  if told is not None:
-    if told[1] > 1:
+  given = cluster.given(coordinator, num_processes, process_id)
+  if given is not None:
+    if given[1] > 1:
       jax.distributed.initialize(
-        *told, cluster_detection_method="deactivate", **timeouts
+        *given, cluster_detection_method="deactivate", **timeouts
       )
-      _tell_of_aborts()
+      _report_aborts()
     return
   found = cluster.detected()
   if found is None or found.get_process_count() == 1:
@@ -84,13 +85,16 @@ def initialize(
   jax.distributed.initialize(
     local_device_ids=cluster.gpus_of_process(os.environ), **timeouts
   )
-  _tell_of_aborts()
+  _report_aborts()
 
 
-def _tell_of_aborts():
-  """One clear last line, and status 17, where JAX aborts since another process died."""
+def _report_aborts():
+  """Prints one clear last line, and exits with 17, when JAX aborts this process.
+
+  JAX aborts when another process has died.
+  """
   line = (
-    b"error: aborted, most often since another process ended or is silent: see above\n"
+    b"error: aborted, most likely because another process died or hangs: see above\n"
   )
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -98,35 +102,37 @@ def _tell_of_aborts():
     os.write(2, line)
     os._exit(CRASHED)
 
-  _kept.append(handler)
+  _callbacks.append(handler)
   ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def count() -> int:
-  """How many processes there are; starts no backend, unlike jax.process_count()."""
+  """Number of processes; unlike jax.process_count(), this starts no backend."""
   return _jax.global_state.num_processes
 
 
 def is_main() -> bool:
-  """Whether this is process 0, which alone writes what people read."""
+  """Whether this is process 0, the only one that prints and writes for people."""
   return _jax.global_state.process_id == 0
 
 
 def barrier(name: str):
-  """Waits for all processes, without their devices.
+  """Waits until every process has called this.
 
-  Call it when programs are compiled, before the first one runs: Gloo and NCCL give up
-  on a peer that comes to their first collective too late (Gloo after 30 s).
+  Call it after programs are compiled and before the first one runs. Otherwise a process
+  that compiles longer than the others breaks their first collective: Gloo gives up on
+  a late peer after 30 s, and NCCL has a limit too.
   """
+  # Not sync_global_devices, which is a collective itself: Gloo would give up as well.
   client = _jax.global_state.client
   if client is not None:
     client.wait_at_barrier(f"jaxpeft/{name}/{next(_numbers)}", 1000 * _wait_s)
 
 
 def exchange(text: str) -> list[str]:
-  """The `text` of every process, in order; all must call it as often.
+  """The `text` of every process, in order; every process must make the same calls.
 
-  Not for steps of a loop: it is a round trip over the network for each process.
+  Too slow for every step of a loop: it takes one network round trip per process.
   """
   client = _jax.global_state.client
   if client is None:
@@ -137,16 +143,16 @@ def exchange(text: str) -> list[str]:
 
 
 class Stop:
-  """SIGTERM and SIGINT as a question that the loop asks at each step.
+  """Turns SIGTERM and SIGINT into a flag that a loop checks at every step.
 
-  With several processes, a signal to one of them stops all at the same step: JAX's
-  preemption service has a handler for SIGTERM that tells the others and settles on the
-  step behind the furthest one. So SIGTERM must keep that handler, and SIGINT is turned
-  into SIGTERM. Asking costs no communication.
+  With several processes, a signal to one of them stops all at the same step: the
+  SIGTERM handler of JAX's preemption service notifies the others, and they agree on the
+  step after the most advanced one. SIGTERM must therefore keep that handler, and SIGINT
+  is turned into SIGTERM. A check needs no communication.
   """
 
   def __init__(self):
-    self.number = None  # of the signal that this process received, or SIGTERM
+    self.number = None  # of the signal; SIGTERM if another process received it
     self._several = _jax.global_state.client is not None
     if self._several:
       signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -155,17 +161,17 @@ class Stop:
         signal.signal(number, self._receive)
 
   def agreed(self, step: int) -> bool:
-    """Whether to save and leave now: the same answer everywhere.
+    """Whether to save and leave now; the answer is the same in every process.
 
     Args:
-      step: the steps taken; every process asks once for every step.
+      step: steps taken so far. Every process must call this once for every step.
     """
     if self._several and multihost_utils.reached_preemption_sync_point(step):
       self.number = signal.SIGTERM
     return self.number is not None
 
   def close(self):
-    """Signals end the process again; so does one that came since the last question."""
+    """Lets signals end the process again; one that was not answered yet does so now."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if self.number is not None:
@@ -176,18 +182,19 @@ class Stop:
 
 
 def end(e: BaseException):
-  """Tells what went wrong and ends this process, if there are others; else returns.
+  """Reports an exception and ends this process; returns if there are no others.
 
-  Python's own exit would wait for the others, which wait for this one in a collective:
-  minutes. Status 2 is for bad input, as ever; 17 for what a restart may cure.
+  Python's normal exit would take minutes: it waits for the other processes, which wait
+  for this one in a collective. The status is 2 for bad input, as always, and 17 for
+  what a restart may cure.
   """
-  # SystemExit is a decision that all processes take.
+  # All processes raise SystemExit together, so that Python's normal exit works.
   if _jax.global_state.client is None or isinstance(e, SystemExit):
     return
   if isinstance(e, InputError):
     print(f"error: {e}", file=sys.stderr, flush=True)
     status = _BAD_INPUT
-    if is_main():  # it answers the others, who may still be asking what is wrong
+    if is_main():  # process 0 serves the others, which may not have reported theirs yet
       time.sleep(2)
   else:
     traceback.print_exception(e)

@@ -1,7 +1,7 @@
-"""A gang of processes on one machine: started, watched, and restarted, together.
+"""Starts, watches and restarts a group of processes on one machine.
 
-What a scheduler does for many machines, for one: the laptop's way to try a run of
-several processes, and the one that tests use.
+On one machine this does what a scheduler does on a cluster, so that a run of several
+processes can be tried on a laptop and in tests.
 """
 
 import ctypes
@@ -16,36 +16,38 @@ import time
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import cluster
 
-_BAD_INPUT = 2  # exit status: another try would end the same
-_GRACE_S = 2.0  # after a death, for the others to say why they die too
-_writing = threading.Lock()
-_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # "saved, as asked to"
+_BAD_INPUT = 2  # exit status that no restart would change
+_GRACE_S = 2.0  # after a crash, so that the others can still print their errors
+_writing = threading.Lock()  # so that lines of several processes do not mix
+_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # saved after a signal
 
 
 def launch(command, processes=1, max_restarts=0, devices_per_process=None) -> int:
-  """Runs `command` in several processes that find each other; returns exit status.
+  """Runs `command` in several connected processes; returns the exit status.
 
-  They get JAXPEFT_COORDINATOR, JAXPEFT_NUM_PROCESSES and JAXPEFT_PROCESS_ID, equal
-  shares of the machine's GPUs, and JAXPEFT_RESTART, the restarts so far. Lines of all
-  but process 0 begin with the process's number.
+  Each process gets JAXPEFT_COORDINATOR, JAXPEFT_NUM_PROCESSES and JAXPEFT_PROCESS_ID,
+  an equal share of the machine's GPUs, and the number of restarts so far in
+  JAXPEFT_RESTART. Every output line of process i > 0 starts with [i].
 
-  If one crashes, all are killed and started again. SIGTERM and SIGINT are passed on,
-  a second one kills. When this process dies, even by SIGKILL, Linux kills those that
-  it started; elsewhere, and for what they started themselves, only SIGTERM and SIGINT
-  leave nothing behind. (A signal ends a shell around the program before the program
-  has saved: give the program itself.)
+  If one process crashes, all are killed and started again. SIGTERM and SIGINT are
+  passed on to the processes; a second signal kills them. If this process dies, even by
+  SIGKILL, Linux kills the processes that it started. Their own children, and processes
+  on other systems, are only sure to end if this process gets SIGTERM or SIGINT. Give
+  the program itself, not a shell around it: the shell would end at the signal, before
+  the program has saved.
 
   Args:
     command: program and arguments.
-    processes: how many.
-    max_restarts: after so many, the first crash's status is returned.
-    devices_per_process: if given, each has so many CPU devices, and no others.
+    processes: how many to start.
+    max_restarts: how often to start again before giving up.
+    devices_per_process: CPU devices of each process; None leaves its devices to JAX.
   Returns:
-    0 if all ended with 0; 2 if one did, without restart; 128 + N if signal N stopped
-    them; otherwise that of the process that crashed first.
+    0 if all processes ended with 0; 2, without a restart, if one ended with 2 (bad
+    input); 128 + N if signal N stopped them; otherwise the status of the process that
+    crashed first.
   Raises:
-    InputError: if the numbers are no good, GPUs cannot be shared, or there is no such
-      program.
+    InputError: a number is too small, the GPUs cannot be shared equally, or the program
+      does not exist.
   """
   if not command:
     raise InputError("launch what? Give: launch -n 2 -- python train.py --config=...")
@@ -63,11 +65,11 @@ def launch(command, processes=1, max_restarts=0, devices_per_process=None) -> in
   }
   try:
     for restart in range(max_restarts + 1):
-      gang = _Gang(command, processes, restart, devices_per_process)
+      group = _Group(command, processes, restart, devices_per_process)
       try:
-        status = gang.watch(received)
+        status = group.watch(received)
       finally:
-        gang.kill()
+        group.kill()
       crashed = status not in (0, _BAD_INPUT, *_STOPPED) and not received
       if not crashed:
         break
@@ -79,11 +81,11 @@ def launch(command, processes=1, max_restarts=0, devices_per_process=None) -> in
   return status
 
 
-class _Gang:
-  """One try."""
+class _Group:
+  """The processes of one attempt, from their start to their end."""
 
   def __init__(self, command, count, restart, devices):
-    with socket.socket() as s:  # a new port: the old one may still be waiting
+    with socket.socket() as s:  # a new port for each attempt: the old one may be in use
       s.bind(("127.0.0.1", 0))
       port = s.getsockname()[1]
     self._processes, self._threads = [], []
@@ -94,7 +96,7 @@ class _Gang:
         JAXPEFT_NUM_PROCESSES=str(count),
         JAXPEFT_PROCESS_ID=str(i),
         JAXPEFT_RESTART=str(restart),
-        PYTHONUNBUFFERED="1",  # what a crash leaves unsaid is what one wants to know
+        PYTHONUNBUFFERED="1",  # otherwise a crash loses the last lines
       )
       if devices is not None:
         env |= dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
@@ -102,14 +104,14 @@ class _Gang:
       if gpus and count > 1:
         env["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, cluster.share(gpus, count, i)))
       sinks = dict(stdout=sys.stdout, stderr=sys.stderr)
-      if i == 0:  # to a terminal itself, for its progress bar; else by whole lines
+      if i == 0:  # writes to a terminal itself, so that its progress bar works
         sinks = {name: sink for name, sink in sinks.items() if not sink.isatty()}
       try:
         process = subprocess.Popen(
           command,
           env=env,
           stdin=subprocess.DEVNULL,
-          start_new_session=True,  # a group to kill; Ctrl-C comes from here, once
+          start_new_session=True,  # killed as a group; only this process gets Ctrl-C
           preexec_fn=_die_with_parent(os.getpid()),
           stdout=subprocess.PIPE if "stdout" in sinks else None,
           stderr=subprocess.PIPE if "stderr" in sinks else None,
@@ -126,7 +128,7 @@ class _Gang:
         self._threads.append(thread)
 
   def watch(self, received) -> int:
-    """Waits for the end, passing on signals; the status of `launch`."""
+    """Waits for the end and passes signals on; returns the status of `launch`."""
     first, deadline, passed_on = None, 0.0, 0
     while True:
       statuses = [p.poll() for p in self._processes]
@@ -141,11 +143,11 @@ class _Gang:
         passed_on += 1
         self._signal(number if passed_on == 1 else signal.SIGKILL)
       time.sleep(0.1)
-    if _BAD_INPUT in statuses:  # the others may have died of this one's end
+    if _BAD_INPUT in statuses:  # whose end may have crashed the others
       return _BAD_INPUT
     if first is not None:
       status = statuses[first]
-      if received and status == -received[0]:  # no handler yet
+      if received and status == -received[0]:  # it had no signal handler yet
         return 128 + received[0]
       ends = (
         f"process {i} ended " + (f"with status {x}" if x > 0 else f"by signal {-x}")
@@ -157,7 +159,7 @@ class _Gang:
     return max(statuses)
 
   def kill(self):
-    """Leaves no process behind."""
+    """Kills what still runs, and waits until it has ended."""
     self._signal(signal.SIGKILL)
     for process in self._processes:
       process.wait()
@@ -166,7 +168,7 @@ class _Gang:
 
   def _signal(self, number):
     for process in self._processes:
-      # The group: also what a process started, be it over itself.
+      # To the process group, so that it reaches grandchildren, even of a dead child.
       if process.poll() is None or number == signal.SIGKILL:
         try:
           os.killpg(process.pid, number)
@@ -175,20 +177,21 @@ class _Gang:
 
 
 def _die_with_parent(parent: int):
-  """For a child before its exec: the kernel kills it when its parent ends (Linux)."""
+  """A `preexec_fn` that has Linux kill the child if its parent dies. None elsewhere."""
   if sys.platform != "linux":
     return None
-  libc = ctypes.CDLL(None)  # here, since a child should not import
+  libc = ctypes.CDLL(None)  # here, since dlopen is unsafe after the fork
 
   def prepare():
     libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent died before prctl
       os._exit(1)
 
   return prepare
 
 
 def _forward(source, sink, prefix):
+  """Copies lines from a process's output to ours, each with a prefix."""
   for line in source:
     with _writing:
       sink.write(prefix + line.decode(errors="replace"))

@@ -107,9 +107,8 @@ def run(
     kv: for each group a KV with a leading depth axis on k and v, of tokens that all
       tokens of the stream see; None is none.
     keep: what else to return of every layer, with a leading axis [depth]: "kv", keys
-    and
-      values (k, v) [B, K, T, N], to fill a cache; "attention", float32[B, T], how much
-      attention each token receives; None is nothing.
+      and values (k, v) [B, K, T, N], to fill a cache; "attention", float32[B, T], how
+      much attention each token receives; None is nothing.
   """
   c = net.config
   streams = [stream] if constant is None else [stream, constant]

@@ -49,8 +49,7 @@ def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep
     places: a `Place` for each stream.
     windows: int[layers].
     cache: KV with a leading axis of layers on k and v, of tokens that all tokens see;
-    or
-      None.
+      or None.
     keep: what to return of each layer, see `layer`.
   Returns:
     (xs, what was kept, with a leading axis of layers).

@@ -490,6 +490,7 @@ def test_parity_compiles_a_model_once_for_rows_of_any_length(model):
   assert found.difference == pytest.approx(max(alone), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_export_measures_its_parity_and_refuses_what_differs(tmp_path, capsys):
   from jaxpeft.export import verify
 

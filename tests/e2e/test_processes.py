@@ -1,4 +1,4 @@
-"""train.py and eval.py as several processes: as one, killed, resumed, preempted."""
+"""train.py and eval.py in several processes: same results, also killed and resumed."""
 
 import json
 import os
@@ -33,8 +33,8 @@ def command(workdir, *options):
 
 
 def launched(count, devices, *rest):
-  gang = [sys.executable, "-m", "jaxpeft", "launch", "-n", str(count)]
-  return [*gang, f"--devices-per-process={devices}", *rest]
+  launch = [sys.executable, "-m", "jaxpeft", "launch", "-n", str(count)]
+  return [*launch, f"--devices-per-process={devices}", *rest]
 
 
 def environment(tmp_path, devices=1):
@@ -64,9 +64,9 @@ def theta(workdir):
 
 
 def start_and_kill(tmp_path, workdir, after):
-  """Two processes, of which one is killed when so many steps are logged."""
+  """Trains in two processes, and kills one after each number of steps in `after`."""
   args = launched(2, 2, "--max-restarts=3", "--", *command(workdir))
-  gang = subprocess.Popen(
+  group = subprocess.Popen(
     args,
     cwd=ROOT,
     env=environment(tmp_path),
@@ -75,12 +75,12 @@ def start_and_kill(tmp_path, workdir, after):
   )
   killed, victims = [], iter(after)
   target = next(victims)
-  while gang.poll() is None:
+  while group.poll() is None:
     log = workdir / "metrics.jsonl"
     steps = log.read_text().count('"loss"') if log.exists() else 0
     if target is not None and steps >= target:
       out = subprocess.run(
-        ["pgrep", "-P", str(gang.pid)], capture_output=True, text=True
+        ["pgrep", "-P", str(group.pid)], capture_output=True, text=True
       )
       members = sorted(map(int, out.stdout.split()))
       if len(members) == 2:
@@ -89,7 +89,7 @@ def start_and_kill(tmp_path, workdir, after):
         killed.append(victim)
         target = next(victims, None)
     time.sleep(0.05)
-  assert gang.returncode == 0
+  assert group.returncode == 0
   assert len(killed) == len(after), "the run was over before"
 
 
@@ -104,15 +104,15 @@ def test_two_processes_train_evaluate_and_resume_as_one_and_as_four(tmp_path):
     ("as-four", launched(4, 1, "--", *command(tmp_path / "as-four"))),
   ):
     args_half = launched(2, 2, "--", *command(tmp_path / name))
-    gang = subprocess.Popen(args_half, cwd=ROOT, env=environment(tmp_path),
-                            stderr=subprocess.DEVNULL)  # fmt: skip
+    group = subprocess.Popen(args_half, cwd=ROOT, env=environment(tmp_path),
+                             stderr=subprocess.DEVNULL)  # fmt: skip
     log = tmp_path / name / "metrics.jsonl"
-    while gang.poll() is None and not (
+    while group.poll() is None and not (
       log.exists() and log.read_text().count("loss") > 4
     ):
       time.sleep(0.05)
-    gang.send_signal(signal.SIGTERM)
-    assert gang.wait() == 128 + signal.SIGTERM
+    group.send_signal(signal.SIGTERM)
+    assert group.wait() == 128 + signal.SIGTERM
     assert not (tmp_path / name / "adapter").exists()
     run(tmp_path, args)
     for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / name), strict=True):

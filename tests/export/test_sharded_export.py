@@ -68,6 +68,7 @@ def test_a_mesh_writes_what_one_device_writes(case, sizes, tmp_path, monkeypatch
   assert files(tmp_path / "mesh") == on_one_device(case)
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_device_writes(tmp_path):
   for i, case in enumerate(CASES):  # its numbers: an SVD may differ in the last bits
     np.savez(tmp_path / f"{i}.npz", *jax.tree.leaves(model_of(case).params))

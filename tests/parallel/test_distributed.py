@@ -74,13 +74,14 @@ def together(count, silent=None, **options):
   return [(p.returncode, *texts[i]) for i, p in enumerate(processes)]
 
 
-def test_one_task_of_slurm_is_no_gang():
+def test_one_task_of_slurm_is_a_single_process():
   [(status, out, err)] = together(1)
   assert status == 0, err
   assert "1 processes, 2 devices" in err
   assert "sum 139248.0" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("what", "process"), [("SIGKILL", 1), ("SIGSTOP", 0), ("SIGSTOP", 1)]
 )
@@ -141,7 +142,7 @@ def test_alone_nothing_is_done():
 def test_a_signal_after_the_last_question_is_not_lost(number):
   code = f"""
 import os
-from jaxpeft import distributed
+from jaxpeft.parallel import distributed
 stop = distributed.Stop()
 os.kill(os.getpid(), {int(number)})
 print("saved")

@@ -1,4 +1,4 @@
-"""The launcher: a gang is started, restarted and ended together, and leaves nothing."""
+"""The launcher starts, restarts and ends a group of processes, leaving none behind."""
 
 import json
 import os
@@ -38,24 +38,24 @@ def launch(*args):
   return process.returncode, out, err
 
 
-def gang(processes=2, **options):
+def group(processes=2, **options):
   args = ("--max-restarts", 1, "--devices-per-process", 2, "--", sys.executable)
   return launch(
     "-n", processes, *args, "tests/support/processes.py", json.dumps(options)
   )
 
 
-def test_a_killed_gang_goes_on_from_its_checkpoint_and_ends_the_same(tmp_path):
-  """And one that a single process cannot read is skipped by both."""
+def test_a_killed_group_resumes_from_its_checkpoint_and_ends_the_same(tmp_path):
+  """Both processes skip a checkpoint that one of them cannot read."""
   directory = tmp_path / "c"
   mishap = dict(what="SIGKILL", process=1, step=7, unreadable=1)
-  status, out, err = gang(directory=str(directory), **mishap)
+  status, out, err = group(directory=str(directory), **mishap)
   assert status == 0, err
   assert "process 1 ended by signal 9" in err
   assert err.count("restart 1 of 1") == 1
-  told = [line for line in err.splitlines() if "is damaged" in line]
-  assert len(told) == 1
-  assert "a disk of this machine is broken" in told[0]
+  reported = [line for line in err.splitlines() if "is damaged" in line]
+  assert len(reported) == 1
+  assert "a disk of this machine is broken" in reported[0]
   resumed = [line for line in out.splitlines() if "resumed at step" in line]
   assert len({line.removeprefix("[1] ") for line in resumed}) == 1
   assert len(resumed) == 2
@@ -64,7 +64,7 @@ def test_a_killed_gang_goes_on_from_its_checkpoint_and_ends_the_same(tmp_path):
   # One process with fewer devices goes on with what two of them saved.
   for path in (directory / "10" / "state").rglob("d/*"):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  status, out, err = gang(1, directory=str(directory))
+  status, out, err = group(1, directory=str(directory))
   assert status == 0, err
   assert "step 10 is damaged" in err
   assert "resumed at step 8" in out
@@ -141,7 +141,7 @@ def test_restarts_are_counted_and_the_crash_is_the_status():
   assert "process 0 ended with status 17" in err
 
 
-def test_a_saved_and_stopped_gang_is_not_restarted():
+def test_a_saved_and_stopped_group_is_not_restarted():
   status, out, _ = shell("echo try; exit 143", "-n", 2, "--max-restarts", 5)
   assert status == 143
   assert out.count("try") == 2

@@ -96,6 +96,7 @@ def test_the_largest_that_fits(monkeypatch):
       search.parse_bytes(text)
 
 
+@pytest.mark.slow
 def test_the_command_line_compares_and_plots_and_fits(tmp_path):
   def run(*words):
     command = [sys.executable, "-m", "jaxpeft", "memory", *words]

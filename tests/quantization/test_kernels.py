@@ -60,7 +60,16 @@ def test_meshes_work_as_without_where_kernels_are_installed():
     "tests/parallel/test_sharding.py",
     "tests/evaluation/test_sharded_evaluation.py",
   )
-  out = run(env, "-m", "pytest", "-v", "-n0", "-k", "nf4 or 4_bits", *files)
+  out = run(
+    env,
+    "-m",
+    "pytest",
+    "-v",
+    "-n0",
+    "-k",
+    "4_bits or evaluates or SVFT-nf4-nf4",
+    *files,
+  )
   assert "passed" in out
 
 
@@ -71,6 +80,7 @@ def test_a_step_for_an_h100_keeps_no_dequantized_weight():
   assert "each its own part" in out
 
 
+@pytest.mark.slow
 def test_the_bench_is_rehearsed_and_wants_a_gpu(tmp_path):
   env, file = aot.environment(), tmp_path / "nf4.json"
   out = run(env, "kernels/bench/nf4.py", "--rehearse", "--copies=2", f"--out={file}")

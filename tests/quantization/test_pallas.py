@@ -45,6 +45,7 @@ def test_products_are_those_of_float64(shape, dtype, rows):
   assert error.max() < 1e-6 + (dtype == jnp.bfloat16) * 2**-8
 
 
+@pytest.mark.slow
 def test_called_for_tpus_only_and_right_on_a_mesh():
   out = run(aot.environment(), "tests/support/kernel_lowering.py", "lower", "tpu")
   assert "lowered as meant" in out

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from jaxpeft.errors import InputError
-from jaxpeft.sweeps import compare
+from jaxpeft.sweeps import compare, sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHORT = [
@@ -76,7 +76,7 @@ def test_summary_is_the_mean_with_the_interval_of_the_problems():
 
 
 def test_a_learning_rate_that_diverges_is_the_worst_of_the_grid(tmp_path, monkeypatch):
-  monkeypatch.setattr(compare, "TRAIN", tmp_path / "train.py")
+  monkeypatch.setattr(sweep, "TRAIN", tmp_path / "train.py")
   # A stand-in for train.py: diverges at the largest learning rate.
   (tmp_path / "train.py").write_text("""
 import json, pathlib, sys
@@ -96,6 +96,7 @@ sys.exit(2 if lr > 0.05 else 0)
     compare.compare([config], 1, [10.0], tmp_path / "two", [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_run_saves_before_a_comparison_ends(number, tmp_path):
   # A stand-in for train.py: asked to end, it takes a second to save.
@@ -115,9 +116,9 @@ raise SystemExit(143)
   (tmp_path / "main.py").write_text(f"""
 import pathlib, signal
 from jaxpeft import cli
-from jaxpeft.sweeps import compare
+from jaxpeft.sweeps import compare, sweep
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
-compare.TRAIN = pathlib.Path({str(tmp_path / "train.py")!r})
+sweep.TRAIN = pathlib.Path({str(tmp_path / "train.py")!r})
 with cli.one_clear_line():
   compare.compare([{str(ROOT / "configs" / "lora.py")!r}], 1, [1.0], "out", [])
 """)

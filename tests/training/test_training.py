@@ -389,6 +389,7 @@ def test_nothing_compiles_after_the_second_step(setup):
   assert not compiled
 
 
+@pytest.mark.slow
 def test_keep_best_and_patience(tmp_path):
   workdir = tmp_path / "run"
   train(
@@ -413,6 +414,7 @@ def test_keep_best_and_patience(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
   got = train(
     tmp_path / "run",
@@ -426,6 +428,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
   assert "Traceback" not in got.stderr
 
 
+@pytest.mark.slow
 def test_a_run_whose_chosen_tokens_have_no_loss_is_refused(tmp_path):
   options = ("--config.tokens.fraction=0.1", "--config.tokens.choose=prefix")
   got = train(tmp_path / "run", *options, "--config.train.log_every=1", status=2)
