@@ -74,7 +74,8 @@ def test_two_processes_write_what_one_device_writes(tmp_path):
     np.savez(tmp_path / f"{i}.npz", *jax.tree.leaves(model_of(case).params))
   gang = [sys.executable, "-m", "jaxpeft", "launch", "-n", "2"]
   gang += ["--devices-per-process=2", "--", sys.executable, __file__, tmp_path]
-  env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as conftest here
+  # Optimizations as in conftest; the path, since a script sees only its own directory.
+  env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
   done = subprocess.run(gang, cwd=ROOT, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stdout.count("is written by one process") == 2
