@@ -1,8 +1,8 @@
-"""The one error for bad input: a command prints its line and exits with status 2."""
+"""The one error for bad input: commands print its line and exit with status 2."""
 
 
 class InputError(ValueError):
-  """What the user gave cannot be used: the value, the limit, where, the way out."""
+  """The input cannot be used. Says the value, the limit, the place and the way out."""
 
 
 def unknown(what: str, name, known) -> InputError:

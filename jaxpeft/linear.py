@@ -2,10 +2,13 @@
 
 A weight is an array [in, out], or a pytree node that stands for one and has
 
-  matmul(x): x [..., in] -> [..., out] in x's dtype, not forming the weight if it can;
+  matmul(x): x [..., in] -> [..., out] in x's dtype, without forming the weight if
+    possible;
   dense(): the weight itself, as an array.
 
-The transformer calls these functions only, so it knows no adapter and no quantizer.
+The transformer only calls these functions, so it knows no adapter and no quantizer.
+Products have a custom backward pass, so `jax.jvp` and `jax.hessian` do not work through
+them.
 """
 
 import flax.linen as nn
@@ -15,14 +18,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 
 def is_node(w) -> bool:
-  """Whether `w` stands for a weight and is no plain array; for `is_leaf`, too."""
+  """Whether `w` is a node that stands for a weight; also for `is_leaf`."""
   return hasattr(w, "matmul")
 
 
 def linear(x, w, name: str = "product"):
   """x [..., in] times the weight w [in, out], in x's dtype.
 
-  Named, for rematerialization that keeps some by name (`layers.REMAT`).
+  The result is named, so that a remat policy can save it (`transformer.remat`).
   """
   return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), name)
 

@@ -11,7 +11,7 @@ import optax
 
 
 def trainable_mask(params):
-  """Pytree of bools like `params`: True for the leaves of every adapter's `theta`."""
+  """A tree of bools like `params`: True for the leaves of every adapter's `theta`."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: any(getattr(key, "name", None) == "theta" for key in path), params
   )
@@ -26,7 +26,7 @@ def partition(params, mask):
 
 
 def combine(trainable, frozen):
-  """Inverse of `partition`; builds no array, so call it inside the loss."""
+  """The inverse of `partition`. It builds no array, so it may be called in the loss."""
   return jax.tree.map(
     lambda t, f: f if _is_hole(t) else t, trainable, frozen, is_leaf=_is_hole
   )

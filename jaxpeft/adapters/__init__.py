@@ -1,4 +1,8 @@
-"""Adapters: this namespace is the registry; a method is one file and its import."""
+"""Adapters by name, and the functions that apply them to a parameter tree.
+
+A method is one file, its import here, and its entry in `METHODS`. This room may import
+`quantization`, `parallel` and what stands below them; it knows no model and no run.
+"""
 
 import dataclasses
 import re

@@ -1,27 +1,33 @@
-"""The adapter protocol, and the pytree node that puts one in a weight's place.
+"""The contract of an adapter, and the node that stands in an adapted weight's place.
 
-An adapter is a frozen dataclass of hyperparameters with three pure functions of one
-weight w [in, out] (stacked layers are mapped over), and the axes of its leaves:
+An adapter is a frozen dataclass of hyperparameters. It has three pure functions of one
+weight w [in, out] (mapped over stacked layers), and names the axes of its leaves:
 
-  init(key, w) -> (frozen, theta)   dicts of arrays; theta is float32 and is trained
-  apply(x, frozen, theta) -> y      == x @ merge(frozen, theta), in factors
-  merge(frozen, theta) -> w'        float32, the formula of the paper
-  dims: {leaf: axes}                letters as in the weight's: i in, o out; others
-                                    replicate. The leaves of frozen and theta together
+  init(key, w) -> (frozen, theta)   two dicts of arrays; theta is float32 and is trained
+  apply(x, frozen, theta) -> y      equals x @ merge(frozen, theta), computed in factors
+  merge(frozen, theta) -> w'        the adapted weight in float32: the paper's formula
+  dims: {leaf: axes}                a letter per axis of every leaf of frozen and theta:
+                                    i is the weight's input, o its output, and any other
+                                    letter is an axis of the adapter's own, which meshes
+                                    do not split; "" for a scalar
 
-and, where they differ from the defaults of `Adapter`:
+A method overrides these defaults of `Adapter` where it differs:
 
-  matrix_only                       False if any leaf (a norm, an embedding) will do
-  check(path, shape)                raises InputError for a weight that does not fit
-  change_rank                       of W' - W, W the base's weight, where it is low
-  identity(frozen, theta) -> theta  a theta with which W' = W; by default zeros
-  lora(frozen, theta) -> (a, b)     with W' = W + a b, where frozen and theta tell
+  matrix_only                       False if it can adapt any leaf, e.g. a norm
+  check(path, shape)                raises InputError for a weight that it cannot adapt
+  change_rank                       the rank of W' - W (W is the base's weight) if it is
+                                    low; otherwise None
+  identity(frozen, theta) -> theta  a theta for which W' = W; zeros by default
+  lora(frozen, theta) -> (a, b)     factors with W' = W + a b, if they are at hand
   keeps_base                        False if frozen["w"] is not the base's weight
-  needs_gradient                    init takes the loss's gradient of w, too; zero
-                                    where theta is loaded next. `batches` says of how
-                                    many batches
-  keeps                             leaves of frozen that w and key do not bring back:
-                                    an adapter's file holds them beside theta
+  needs_gradient                    True if init also takes the loss's gradient of w,
+                                    averaged over `batches` batches (zeros where theta
+                                    is loaded afterwards)
+  keeps                             leaves of frozen that cannot be computed again from
+                                    w and key; an adapter's file stores them with theta
+
+Theta must be strongly typed (`jnp.zeros(n)`, not `jnp.full((), 1.0)`): a weak type
+makes the second step compile again.
 """
 
 import dataclasses
@@ -36,7 +42,7 @@ from jaxpeft.linear import dense, linear
 
 
 class Adapter:
-  """What adapters have in common unless they say otherwise (module docstring)."""
+  """The defaults of the contract; see the module docstring."""
 
   dims: ClassVar[dict[str, str]]
   matrix_only: ClassVar[bool] = True
@@ -46,15 +52,15 @@ class Adapter:
   keeps: ClassVar[tuple[str, ...]] = ()
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:
-    """Raises InputError where a weight [in, out] of this shape cannot be adapted."""
+    """Raises InputError if a weight [in, out] of this shape cannot be adapted."""
 
   def identity(self, frozen, theta):
-    """A theta with which W' = W, shaped like `theta`; None where there is none."""
+    """A theta for which W' = W, shaped like `theta`; None if there is none."""
     del frozen
     return jax.tree.map(jnp.zeros_like, theta)
 
   def lora(self, frozen, theta):
-    """(a [in, r], b [r, out]) with W' = W + a b; None where there are none."""
+    """(a [in, r], b [r, out]) with W' = W + a b; None if the method has none."""
     return None
 
 
@@ -69,7 +75,7 @@ class Adapted:
 
   @property
   def dims(self) -> Mapping[str, str]:
-    """Of the leaves; see the module's docstring."""
+    """The axes of the leaves; see the module docstring."""
     return self.adapter.dims
 
   def matmul(self, x):
@@ -82,7 +88,7 @@ class Adapted:
 
 
 def is_adapted(node) -> bool:
-  """Whether a tree's node is an adapted weight; for `is_leaf`."""
+  """Whether a node of a tree is an adapted weight; also for `is_leaf`."""
   return isinstance(node, Adapted)
 
 

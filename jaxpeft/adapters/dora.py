@@ -19,7 +19,7 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class DoRA(LoRA):
-  """LoRA for the direction of each column, and a trained magnitude."""
+  """LoRA changes the direction of each column, and a trained vector its length."""
 
   dims: ClassVar = LoRA.dims | dict(m="o", square="o")
 
@@ -47,7 +47,7 @@ class DoRA(LoRA):
 
   @property
   def change_rank(self) -> None:
-    """Columns are rescaled: W' - W is of full rank."""
+    """None: columns are rescaled, so W' - W has full rank."""
     return None
 
   def lora(self, frozen, theta):

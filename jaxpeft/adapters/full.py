@@ -11,7 +11,7 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class Full(Adapter):
-  """The whole weight is trained, in float32."""
+  """Trains the whole weight, in float32."""
 
   dims: ClassVar = dict(w="io")
   matrix_only: ClassVar = False
@@ -32,5 +32,5 @@ class Full(Adapter):
     return theta["w"]
 
   def identity(self, frozen, theta):
-    """None: W is not kept."""
+    """None: the base's weight is not kept."""
     return None

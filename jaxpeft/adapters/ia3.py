@@ -18,7 +18,7 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class IA3(Adapter):
-  """Scaling of activations.
+  """Scales the outputs, or the inputs, of a weight by a trained vector.
 
   Attributes:
     on: "output" (for k and v) or "input" (for down).

@@ -1,4 +1,4 @@
-"""The start of an adapter on one weight, or layer by layer on a stack of them."""
+"""Initializes an adapter on one weight, or layer by layer on a stack of weights."""
 
 import functools
 

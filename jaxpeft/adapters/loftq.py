@@ -20,7 +20,7 @@ _ITERATIONS, _OVERSAMPLE = 8, 8  # of the randomized SVD
 
 @dataclasses.dataclass(frozen=True)
 class LoftQ(Residual):
-  """LoRA that makes up for the rounding of the 4-bit weight beside it."""
+  """LoRA over a 4-bit weight; it starts as what the rounding lost."""
 
   quantize: str = "nf4"
 

@@ -19,12 +19,12 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Adapter):
-  """Low-rank update beside the frozen weight.
+  """Adds a low-rank update c A B to the frozen weight.
 
   Attributes:
     rank: columns of A.
-    alpha: numerator of the scale c.
-    rslora: divide alpha by sqrt(rank) instead of rank.
+    alpha: the scale c is alpha / rank.
+    rslora: c is alpha / sqrt(rank) instead.
   """
 
   rank: int = 8
@@ -33,14 +33,14 @@ class LoRA(Adapter):
   dims: ClassVar = dict(w="io", a="ir", b="ro")
 
   def check(self, path, shape):
-    """Refuses a rank below 1 or above that of the weight, or an alpha of nothing."""
+    """Refuses a rank outside 1 .. min(in, out), and an alpha that is not positive."""
     check_rank(self.rank, path, shape)
     if not self.alpha > 0:
       raise InputError(f"alpha {self.alpha} of the adapter on {path} is not above 0")
 
   @property
   def scale(self) -> float:
-    """c, which multiplies A B."""
+    """c, the factor of A B."""
     return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
   def init(self, key, w):
@@ -51,7 +51,7 @@ class LoRA(Adapter):
 
   def apply(self, x, frozen, theta):
     """x W + c (x A) B."""
-    # The scale is folded into B: one small product instead of one over [B, T, out].
+    # Scaling B is cheaper than scaling the result [B, T, out].
     return linear(x, frozen["w"]) + low_rank(x, theta["a"], self.scale * theta["b"])
 
   def merge(self, frozen, theta):
@@ -60,7 +60,7 @@ class LoRA(Adapter):
 
   @property
   def change_rank(self) -> int:
-    """Of W' - W."""
+    """The rank of W' - W."""
     return self.rank
 
   def lora(self, frozen, theta):

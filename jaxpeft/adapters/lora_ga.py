@@ -26,11 +26,11 @@ _ITERATIONS = 4  # of the randomized SVD, of twice the columns, as published
 
 @dataclasses.dataclass(frozen=True)
 class LoRAGA(LoRA):
-  """LoRA whose start approximates the gradient of W.
+  """LoRA whose start approximates the loss's gradient of W.
 
   Attributes:
-    gamma: how small the start is.
-    batches: the run's first ones, of which the gradient is the mean.
+    gamma: a larger value makes the start smaller.
+    batches: how many of the run's first batches the gradient is averaged over.
   """
 
   gamma: float = 16.0

@@ -22,11 +22,11 @@ _OVERSAMPLE = 8  # published: 512 columns in all
 
 @dataclasses.dataclass(frozen=True)
 class LoRAOne(LoRA):
-  """LoRA that starts a step down the gradient of W.
+  """LoRA that starts one low-rank step down the loss's gradient of W.
 
   Attributes:
-    gamma: how small the step is.
-    batches: the run's first ones, of which the gradient is the mean.
+    gamma: a larger value makes the step smaller.
+    batches: how many of the run's first batches the gradient is averaged over.
   """
 
   gamma: float = 128.0

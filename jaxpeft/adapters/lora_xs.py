@@ -21,7 +21,7 @@ from jaxpeft.linear import dense, linear
 
 @dataclasses.dataclass(frozen=True)
 class LoRAXS(Adapter):
-  """A trained core between frozen leading singular vectors.
+  """Trains a small core between the frozen leading singular vectors.
 
   Attributes:
     rank: size of the core.

@@ -16,7 +16,7 @@ from jaxpeft.adapters.residual import Residual
 
 @dataclasses.dataclass(frozen=True)
 class MiLoRA(Residual):
-  """LoRA that starts as the last singular triplets, by the exact SVD."""
+  """LoRA that starts as the last singular triplets of W; the rest is frozen."""
 
   def start(self, key, w):
     """(a0 [in, r], b0 [r, out])."""

@@ -18,10 +18,10 @@ from jaxpeft.adapters.lora import LoRA
 
 @dataclasses.dataclass(frozen=True)
 class NoRA(LoRA):
-  """LoRA whose A is a random sketch of the weight.
+  """LoRA whose A starts as a random sketch of W.
 
   Attributes:
-    sigma: size of the sketch.
+    sigma: scale of the sketch.
   """
 
   sigma: float = 0.02

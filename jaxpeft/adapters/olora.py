@@ -15,7 +15,7 @@ from jaxpeft.adapters.residual import Residual
 
 @dataclasses.dataclass(frozen=True)
 class OLoRA(Residual):
-  """LoRA that starts with orthonormal rows of B."""
+  """LoRA that starts from a QR decomposition of W; the rest is frozen."""
 
   def start(self, key, w):
     """(a0 [in, r], b0 [r, out])."""

@@ -17,10 +17,10 @@ from jaxpeft.adapters.residual import Residual
 
 @dataclasses.dataclass(frozen=True)
 class PiSSA(Residual):
-  """LoRA that starts as the leading singular triplets.
+  """LoRA that starts as the leading singular triplets of W; the rest is frozen.
 
   Attributes:
-    iterations: of a randomized SVD (`svd.randomized`); None is the exact one.
+    iterations: number of iterations of a randomized SVD; None uses the exact one.
   """
 
   iterations: int | None = None

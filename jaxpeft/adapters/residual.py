@@ -1,4 +1,4 @@
-"""LoRA that starts as a part of W, and freezes the rest of W, in 4 bits if asked to.
+"""LoRA that starts as a part of W and freezes the rest, in 4 bits if wanted.
 
 Axes: i in, o out, r rank.
 """

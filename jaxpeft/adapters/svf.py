@@ -19,7 +19,7 @@ from jaxpeft.linear import dense, is_node, linear
 
 @dataclasses.dataclass(frozen=True)
 class SVF(Adapter):
-  """Scaling of a weight's singular values.
+  """Scales each singular value of a weight by a trained factor.
 
   Attributes:
     reference: as the published code has it, not the paper: z = sigmoid(p), rescaled

@@ -24,7 +24,7 @@ _BLOCK = 64  # columns per block of the banded product
 
 @dataclasses.dataclass(frozen=True)
 class SVFT(Adapter):
-  """Sparse mixing of a weight's singular directions.
+  """Trains a sparse matrix between a weight's singular vectors.
 
   Attributes:
     pattern: "plain" (diagonal), "banded", "random", or "topk" (the pairs with the

@@ -28,7 +28,7 @@ def low_rank(path: str, node: Adapted, base=None, rank: int | None = None) -> Lo
 
   LoRA, NoRA, LoRA-XS and VeRA have their factors at hand. PiSSA, MiLoRA and OLoRA
   change W by twice their rank, which the base's weight shows. For the others the best
-  rank-q update is found, and its error told.
+  rank-q update is computed, and its error is reported.
 
   Args:
     path: for errors.

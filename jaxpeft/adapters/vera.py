@@ -19,7 +19,7 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class VeRA(Adapter):
-  """Trained scales around frozen random matrices.
+  """Trains scale vectors around frozen random matrices.
 
   Attributes:
     rank: columns of A; may exceed those of the weight.

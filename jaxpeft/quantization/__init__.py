@@ -1,1 +1,4 @@
-"""4-bit weights (NF4) and products with them."""
+"""4-bit weights (NF4) and products with them.
+
+May import `parallel` and what stands below it. The kernels are in `jaxpeft_kernels`.
+"""

@@ -101,12 +101,12 @@ def check(path: str, shape: tuple[int, ...]) -> None:
 
 
 def takes(path: str) -> bool:
-  """Whether a leaf of the transformer is a projection, which is held in 4 bits."""
+  """Whether the leaf at a path is a projection, and so may be held in 4 bits."""
   return bool(re.fullmatch(r"layers_\d+/(attn|mlp)/\w+", path))
 
 
 def quantize_tree(params):
-  """A model's parameters with every projection in NF4.
+  """The parameters of a model, with every projection in NF4.
 
   Raises:
     InputError: see `check`.
@@ -182,8 +182,8 @@ def unpack(packed):
 
 @jax.custom_vjp
 def _matmul(x, node: NF4):
-  # Without the barriers XLA dequantizes every weight first and keeps them all: what 4
-  # bits save would be lost.
+  # Without these barriers XLA dequantizes every weight early and keeps them all, and
+  # the memory that 4 bits save would be lost.
   x, node = lax.optimization_barrier((x, node))
   return nf4_matmul.forward(x, node.codes, scales(node), node.dtype)
 
