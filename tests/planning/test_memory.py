@@ -128,6 +128,7 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
     memory.plan(c)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("target", "many"),
   [("h100", ":"), ("a100-40gb", ":"), ("h100x2", ", on each of 2")],

@@ -44,6 +44,7 @@ def test_code_for_an_h100_spills_nothing(tmp_path):
   assert "code is right" in run(env, "tests/support/kernel_code.py")
 
 
+@pytest.mark.slow
 def test_called_in_cuda_only_and_right_on_a_mesh():
   out = run(
     aot.environment(*PLUGIN), "tests/support/kernel_lowering.py", "lower", "cuda"

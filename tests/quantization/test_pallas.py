@@ -59,6 +59,7 @@ def test_a_step_for_a_tpu_keeps_no_dequantized_weight():
   assert "each its own part" in out
 
 
+@pytest.mark.slow
 def test_code_fits_every_kind_of_tpu():
   """At widths of real models, and up to the most rows that are multiplied so."""
   slices = "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"

@@ -436,6 +436,7 @@ def test_a_run_whose_chosen_tokens_have_no_loss_is_refused(tmp_path):
   assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_real_gsm8k_runs_through_the_same_path(tmp_path, data_dir):
   folder, workdir = data_dir / "gsm8k", tmp_path / "gsm8k"
   got = train(
