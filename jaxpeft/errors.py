@@ -1,12 +1,18 @@
-"""The one error for bad input: commands print its line and exit with status 2."""
+"""The one error for bad input; commands print its message and exit with status 2."""
 
 
 class InputError(ValueError):
-  """The input cannot be used. Says the value, the limit, the place and the way out."""
+  """Bad input. The message names the value, the limit, the place, and the fix."""
 
 
 def unknown(what: str, name, known) -> InputError:
-  """InputError for a `name` that is not among `known`; suggests the nearest one."""
+  """An InputError for a `name` that is not in `known`, with the closest known name.
+
+  Args:
+    what: the kind of name, e.g. "adapter"; the message begins "unknown adapter".
+    name: the name that was given.
+    known: all valid names.
+  """
   import difflib
 
   known = sorted(map(str, known))

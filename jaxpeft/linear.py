@@ -1,14 +1,15 @@
 """The one place where the model meets a weight.
 
-A weight is an array [in, out], or a pytree node that stands for one and has
+A weight is either an array [in, out] or a weight node: a pytree node that represents
+such an array and has two methods,
 
-  matmul(x): x [..., in] -> [..., out] in x's dtype, without forming the weight if
-    possible;
-  dense(): the weight itself, as an array.
+  matmul(x): x [..., in] -> [..., out] in x's dtype, if possible without forming the
+    dense weight;
+  dense(): the dense weight, an array.
 
-The transformer only calls these functions, so it knows no adapter and no quantizer.
-Products have a custom backward pass, so `jax.jvp` and `jax.hessian` do not work through
-them.
+The transformer uses weights only through this module, so it contains no code for
+adapters or quantizers. Matrix products have a custom backward pass, so `jax.jvp` and
+`jax.hessian` do not work through them.
 """
 
 import flax.linen as nn
@@ -18,14 +19,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 
 def is_node(w) -> bool:
-  """Whether `w` is a node that stands for a weight; also for `is_leaf`."""
+  """Whether `w` is a weight node; usable as `is_leaf`."""
   return hasattr(w, "matmul")
 
 
 def linear(x, w, name: str = "product"):
   """x [..., in] times the weight w [in, out], in x's dtype.
 
-  The result is named, so that a remat policy can save it (`transformer.remat`).
+  Args:
+    x: float[..., in].
+    w: an array [in, out] or a weight node.
+    name: labels the result, so that a remat policy can save it (`transformer.remat`).
   """
   return checkpoint_name(w.matmul(x) if is_node(w) else matmul(x, w), name)
 
@@ -42,14 +46,11 @@ def _matmul_fwd(x, w):
 
 def _matmul_bwd(residuals, g):
   x, w = residuals
-  # XLA:CPU would fuse what computes g into a strided transpose of it, for each of the
-  # two products again; the barrier has it computed once (benchmarks/train_step.py).
-  g = lax.optimization_barrier(g)
   rows = tuple(range(x.ndim - 1))
   numbers = ((rows, rows), ((), ()))
-  # A trained factor is float32 while activations may be bfloat16: its gradient is
-  # summed in the factor's own type. The first operand gets transposed, so it is the
-  # smaller one.
+  # preferred_element_type: theta is float32 even where x and g are bfloat16, and its
+  # gradient must be float32, too; a bfloat16 result would already be rounded.
+  # XLA transposes the first operand, so the smaller one goes first.
   smaller, other = (x, g) if x.shape[-1] <= g.shape[-1] else (g, x)
   dw = lax.dot_general(smaller, other, numbers, preferred_element_type=w.dtype)
   dw = dw if smaller is x else dw.T
@@ -60,16 +61,16 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def dense(w):
-  """The weight as an array; for leaves that are not multiplied (norms, embeddings)."""
+  """The weight as an array, for uses other than a product (norms, embeddings)."""
   return w.dense() if is_node(w) else w
 
 
 class Weights(nn.Module):
-  """Declares named weights of one place, and returns them in a dict.
+  """Declares the weights of one module and returns them as {name: weight}.
 
   Attributes:
     shapes: pairs (name, shape).
-    init: initializer for each; used only by `Module.init`, i.e. when pretraining.
+    init: initializer of every weight; used only by `Module.init`, for random models.
   """
 
   shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -81,8 +82,8 @@ class Weights(nn.Module):
 
 
 def weight(module, name: str, shape, init):
-  """The parameter `name` of a linen module, whatever kind of weight stands there."""
+  """The parameter `name` of a linen module: an array or a weight node."""
   if module.has_variable("params", name):
-    # `param` would compare shapes, and a weight node has none.
+    # `Module.param` would compare shapes, which fails for weight nodes.
     return module.get_variable("params", name)
   return module.param(name, init, shape)

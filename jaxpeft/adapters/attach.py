@@ -1,8 +1,10 @@
-"""Several named adapters on one base, one of them, or none, for each row of a batch.
+"""Several named adapters on one base; each row of a batch uses one of them, or none.
 
-The base's arrays are shared, not copied. Choosing among adapters, and replacing one by
-another of its shape, changes arrays only: nothing is compiled again.
-Axes: B rows, n adapters and the base, L layers of a stack.
+All adapters share the base's arrays. Selecting adapters, or replacing one with another
+of the same shapes, changes only the values of arrays, so nothing has to be compiled
+again.
+Axes: B rows of a batch, n entries of a bank (the adapters and the bare base), L layers
+of a stack.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpeft import tree
 from jaxpeft.adapters.base import Adapted, is_adapted
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import is_node
@@ -19,21 +22,32 @@ from jaxpeft.linear import is_node
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Attached:
-  """A weight with several adapters of one method and shape."""
+  """A weight node that holds several adapters with the same method and shapes.
 
-  frozen: dict[str, Any]  # what all of them share, the base's weight among it
-  bank: dict[str, Any]  # every theta, stacked [n, ...]; the first leaves the base as is
-  which: jax.Array  # int32[B], the adapter of each row; [1] is for all rows
+  Attributes:
+    frozen: {name: leaf}, shared by all adapters; includes the base's weight "w".
+    bank: {name: array} with the thetas of all adapters, stacked to [n, ...], or to
+      [L, n, ...] for a stack of layers. Entry 0 is a theta that changes nothing, for
+      the bare base.
+    which: int32[B], each row's index into the bank, or int32[1], one index for all
+      rows; for a stack of layers, with a leading axis L.
+    adapter: the method with its hyperparameters; static under `jax.jit`.
+    names: the adapters' names, in the order of the bank from entry 1 on; static.
+  """
+
+  frozen: dict[str, Any]
+  bank: dict[str, Any]
+  which: jax.Array
   adapter: Any = dataclasses.field(metadata=dict(static=True))
   names: tuple[str, ...] = dataclasses.field(metadata=dict(static=True))
 
   @property
   def dims(self):
-    """Of the last axes of the leaves; see `base`."""
+    """{leaf: axes}, without the axes L, n; the docstring of `base` has the letters."""
     return self.adapter.dims
 
   def matmul(self, x):
-    """x [B, ..., in] -> [B, ..., out], each row with its adapter."""
+    """The product of x [B, ..., in] with each row's own weight, [B, ..., out]."""
     rows = jnp.broadcast_to(self.which, x.shape[:1])
     if self.which.shape == (1,):
       theta = {name: leaf[self.which[0]] for name, leaf in self.bank.items()}
@@ -42,25 +56,27 @@ class Attached:
     return jax.vmap(lambda x, t: self.adapter.apply(x, self.frozen, t))(x, theta)
 
   def dense(self):
-    """Rows differ, so there is no one weight."""
+    """Raises InputError, because rows may use different adapters and thus weights."""
     raise InputError("a weight with several adapters has no merged form; detach first")
 
 
 def is_attached(node) -> bool:
-  """Whether a tree's node holds several adapters; for `is_leaf`."""
+  """True if a node holds attached adapters; can be passed to JAX as `is_leaf`."""
   return isinstance(node, Attached)
 
 
 def attach(params, name: str, adapted):
-  """`params` with the adapters of `adapted` under a name, chosen for all rows.
+  """`params` with one more adapter attached, under a name, and selected for all rows.
 
   Args:
-    params: a base, or one with adapters attached.
-    name: an adapter of this name is replaced.
-    adapted: the same base, adapted (`adapt` and training, or `load_adapter`).
+    params: the base's parameter tree, with or without attached adapters.
+    name: the adapter's name. If an adapter with this name is attached, it is replaced.
+    adapted: the same base with the adapter, from `adapt` and training or from
+      `load_adapter`.
   Raises:
-    InputError: adapters of another base, of another method, shape or frozen factors
-      than those there, or of methods that change the base itself.
+    InputError: the name is empty; the adapter has another base; its method, shapes,
+      frozen factors or adapted weights differ from those of the attached adapters; or
+      its method does not keep the base's weight.
   """
   found = []
   several = any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_node))
@@ -68,23 +84,36 @@ def attach(params, name: str, adapted):
   def one(path, node, new):
     if not is_adapted(new):
       if is_attached(node):
-        raise InputError(f"{name} does not adapt {_key(path)}, as those attached do")
+        raise InputError(
+          f"{name!r} does not adapt {tree.path_name(path)}, but the attached adapters "
+          "do; all attached adapters must adapt the same weights"
+        )
       return node
     if several and not is_attached(node):
-      raise InputError(f"{name} adapts {_key(path)}, which those attached do not")
+      raise InputError(
+        f"{name!r} adapts {tree.path_name(path)}, which the attached adapters do not; "
+        "all attached adapters must adapt the same weights"
+      )
     found.append(path)
-    return _add(_key(path), node, name, new)
+    return _add(tree.path_name(path), node, name, new)
 
   if not name:
-    raise InputError("an adapter needs a name")
-  tree = jax.tree_util.tree_map_with_path(one, params, adapted, is_leaf=is_node)
+    raise InputError("an adapter needs a name; the name given is empty")
+  attached = jax.tree_util.tree_map_with_path(one, params, adapted, is_leaf=is_node)
   if not found:
-    raise InputError(f"{name}: nothing is adapted in that tree")
-  return select(tree, name)
+    raise InputError(f"nothing is adapted in the tree given for {name!r}")
+  return select(attached, name)
 
 
 def detach(params, name: str):
-  """`params` without the adapter of that name; the base itself after the last one."""
+  """`params` without the named adapter, with the bare base selected for all rows.
+
+  Args:
+    params: a tree with attached adapters. Without its last one, it is the base's tree.
+    name: the name of the adapter to remove.
+  Raises:
+    InputError: no adapter is attached under this name.
+  """
 
   def one(node):
     if not is_attached(node):
@@ -105,7 +134,15 @@ def detach(params, name: str):
 
 
 def select(params, names):
-  """`params` with an adapter chosen: a name, None for the base, or one for each row."""
+  """`params` with one adapter selected for all rows, or one for each row.
+
+  Args:
+    params: a tree with attached adapters.
+    names: an adapter's name or None for the bare base, which then applies to all rows,
+      or a list of B of these, one for each row of a batch.
+  Raises:
+    InputError: no adapter is attached, or none under one of the names.
+  """
   _check_any(params)
   rows = [names] if names is None or isinstance(names, str) else list(names)
 
@@ -122,11 +159,11 @@ def select(params, names):
 def _add(path: str, node, name: str, new: Adapted) -> Attached:
   if "w" not in new.frozen or new.adapter.identity(new.frozen, new.theta) is None:
     raise InputError(
-      f"{type(new.adapter).__name__} on {path} does not keep the base beside it, so it "
-      "cannot share it; export it to PEFT's format and load that (LoRA), or set "
-      "keep_base=True where the method has it"
+      f"{type(new.adapter).__name__} on {path} does not keep the base's weight, so it "
+      "cannot share the base with other adapters; set keep_base=True if the method has "
+      "that option, or export the adapter to PEFT's format as LoRA and load the result"
     )
-  stacked = path.startswith("layers_")
+  stacked = tree.is_stacked(path)
   axis = int(stacked)
   if not is_attached(node):
     base = new.adapter.identity(new.frozen, new.theta)
@@ -137,8 +174,8 @@ def _add(path: str, node, name: str, new: Adapted) -> Attached:
     return Attached(new.frozen | node_w, bank, which, new.adapter, (name,))
   if dataclasses.replace(new.adapter) != node.adapter:
     raise InputError(
-      f"{name} is {new.adapter} on {path}; those attached are {node.adapter}: attach "
-      "adapters of one method and shape"
+      f"{name!r} is {new.adapter} on {path}, but the attached adapters are "
+      f"{node.adapter}; all attached adapters must have the same method and options"
     )
   check_same(path, name, node.frozen, new.frozen)
   if name in node.names:
@@ -154,20 +191,30 @@ def _add(path: str, node, name: str, new: Adapted) -> Attached:
 
 
 def check_same(path: str, name: str, ours: dict, theirs: dict):
-  """Raises InputError unless the leaves of `ours` are the same in `theirs`."""
+  """Checks that `theirs` contains every leaf of `ours`, with the same values.
+
+  Args:
+    path: the weight's path, for the error message.
+    name: the adapter to which `theirs` belongs, for the error message.
+    ours: {name: array or weight node}.
+    theirs: {name: array or weight node}.
+  Raises:
+    InputError: a leaf is missing or differs.
+  """
   for leaf in ours:
     a, b = ours[leaf], theirs.get(leaf)
     if a is b:
       continue
     if b is None or a.shape != b.shape or not _equal(a, b):
       raise InputError(
-        f"{name} has another {leaf} on {path} than what is there: it is of another "
-        "base, or was adapted with another key"
+        f"{name} has another {leaf} on {path} than the tree it is combined with: it "
+        "belongs to another base, or was adapted with another key; use adapters of the "
+        "same base and key"
       )
 
 
 def _equal(a, b) -> bool:
-  """Whether two leaves or nodes of one shape hold the same."""
+  """True if two arrays or weight nodes of the same shape have equal values."""
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=False)
   same = jax.tree.structure(a) == jax.tree.structure(b)
   return same and all(bool(jnp.array_equal(x, y)) for x, y in pairs)
@@ -183,8 +230,4 @@ def _index(node: Attached, name: str | None) -> int:
 
 def _check_any(params):
   if not any(is_attached(x) for x in jax.tree.leaves(params, is_leaf=is_node)):
-    raise InputError("no adapter is attached")
-
-
-def _key(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+    raise InputError("no adapter is attached to this tree; call `attach` first")

@@ -1,33 +1,53 @@
-"""The contract of an adapter, and the node that stands in an adapted weight's place.
+"""The contract for adapters, and `Adapted`, the node that replaces an adapted weight.
 
-An adapter is a frozen dataclass of hyperparameters. It has three pure functions of one
-weight w [in, out] (mapped over stacked layers), and names the axes of its leaves:
+An adapter is a frozen dataclass whose fields are a method's hyperparameters. It turns
+one weight W [in, out] into an adapted weight W' with three pure functions, and it names
+the axes of the arrays they use. All of them handle a single weight; callers map them
+over stacked layers with `jax.vmap` or a loop. A new method must define:
 
-  init(key, w) -> (frozen, theta)   two dicts of arrays; theta is float32 and is trained
-  apply(x, frozen, theta) -> y      equals x @ merge(frozen, theta), computed in factors
-  merge(frozen, theta) -> w'        the adapted weight in float32: the paper's formula
-  dims: {leaf: axes}                a letter per axis of every leaf of frozen and theta:
-                                    i is the weight's input, o its output, and any other
-                                    letter is an axis of the adapter's own, which meshes
-                                    do not split; "" for a scalar
+  init(key, w) -> (frozen, theta)   Two dicts of arrays, called leaves. theta is trained
+                                    and must be float32. frozen is never updated; it
+                                    usually contains w itself, under the name "w".
+  apply(x, frozen, theta) -> y      Maps x [..., in] to y [..., out], which must equal
+                                    x @ merge(frozen, theta) up to rounding. Write
+                                    `linear(x, leaf)` instead of x @ leaf, because any
+                                    frozen leaf may be stored in 4 bits.
+  merge(frozen, theta) -> w'        The adapted weight [in, out] in float32, computed
+                                    with the paper's formula.
+  dims = {leaf: axes}               A class attribute with one letter for each axis of
+                                    every leaf. i is the weight's input axis and o its
+                                    output axis; a device mesh may split both. Every
+                                    other letter is an axis of the adapter's own, which
+                                    is never split. "" denotes a scalar.
 
-A method overrides these defaults of `Adapter` where it differs:
+The base class `Adapter` provides defaults for everything else. Override those that do
+not hold for the method:
 
-  matrix_only                       False if it can adapt any leaf, e.g. a norm
-  check(path, shape)                raises InputError for a weight that it cannot adapt
-  change_rank                       the rank of W' - W (W is the base's weight) if it is
-                                    low; otherwise None
-  identity(frozen, theta) -> theta  a theta for which W' = W; zeros by default
-  lora(frozen, theta) -> (a, b)     factors with W' = W + a b, if they are at hand
-  keeps_base                        False if frozen["w"] is not the base's weight
-  needs_gradient                    True if init also takes the loss's gradient of w,
-                                    averaged over `batches` batches (zeros where theta
-                                    is loaded afterwards)
-  keeps                             leaves of frozen that cannot be computed again from
-                                    w and key; an adapter's file stores them with theta
+  matrix_only                       True: the method adapts only matrices. Set it to
+                                    False if it can adapt any array, e.g. a norm scale.
+  check(path, shape)                Raises InputError for a weight that the method
+                                    cannot adapt. By default it accepts all of them.
+  change_rank                       An upper bound on the rank of W' - W, or None (the
+                                    default) if there is none below full rank.
+  identity(frozen, theta) -> theta  A theta for which W' = W. The default is zeros;
+                                    return None if no such theta exists.
+  lora(frozen, theta) -> (a, b)     Factors a [in, r] and b [r, out] with W' = W + a b,
+                                    or None (the default).
+  keeps_base                        True: frozen["w"], if present, is the base model's
+                                    weight W, unchanged. Set it to False if it is not.
+  needs_gradient                    False. If True, `init` is called as init(key, w,
+                                    gradient), where gradient [in, out] is the loss's
+                                    gradient with respect to w, averaged over as many
+                                    batches as the method's option `batches` says. It is
+                                    zero if theta is to be loaded afterwards.
+  keeps                             (). The names of frozen leaves that cannot be
+                                    recomputed from w and key. A saved adapter contains
+                                    these leaves as well as theta; all other frozen
+                                    leaves are recomputed when it is loaded.
 
-Theta must be strongly typed (`jnp.zeros(n)`, not `jnp.full((), 1.0)`): a weak type
-makes the second step compile again.
+Leaves of theta must have strong types: write `jnp.zeros(n)` or `jnp.full((), 1.0,
+jnp.float32)`, not `jnp.full((), 1.0)`. Otherwise the second training step is compiled
+again. To register a method, list it in `METHODS` in `adapters/__init__.py`.
 """
 
 import dataclasses
@@ -42,7 +62,7 @@ from jaxpeft.linear import dense, linear
 
 
 class Adapter:
-  """The defaults of the contract; see the module docstring."""
+  """The base class of all methods; the module docstring explains its members."""
 
   dims: ClassVar[dict[str, str]]
   matrix_only: ClassVar[bool] = True
@@ -52,22 +72,42 @@ class Adapter:
   keeps: ClassVar[tuple[str, ...]] = ()
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:
-    """Raises InputError if a weight [in, out] of this shape cannot be adapted."""
+    """Checks that the method can adapt a weight; by default it can.
+
+    Args:
+      path: the weight's path, for the error message.
+      shape: the weight's shape, [in, out], without the axis of layers.
+    Raises:
+      InputError: the method or its options do not fit the weight.
+    """
 
   def identity(self, frozen, theta):
-    """A theta for which W' = W, shaped like `theta`; None if there is none."""
+    """A theta for which W' = W, shaped like `theta`, or None if there is none.
+
+    Args:
+      frozen: the frozen leaves.
+      theta: the trained leaves; only their shapes and dtypes matter.
+    """
     del frozen
     return jax.tree.map(jnp.zeros_like, theta)
 
   def lora(self, frozen, theta):
-    """(a [in, r], b [r, out]) with W' = W + a b; None if the method has none."""
+    """Factors (a [in, r], b [r, out]) with W' = W + a b, or None if there are none."""
     return None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-  """The weight `adapter.merge(frozen, theta)`, applied in factors."""
+  """A weight node that represents the adapted weight `adapter.merge(frozen, theta)`.
+
+  If the node represents a stack of layers, every leaf has a leading axis of layers.
+
+  Attributes:
+    frozen: {name: leaf} of the leaves that training does not change.
+    theta: {name: array} of the arrays that are trained.
+    adapter: the method with its hyperparameters; static under `jax.jit`.
+  """
 
   frozen: dict[str, Any]
   theta: dict[str, Any]
@@ -75,37 +115,45 @@ class Adapted:
 
   @property
   def dims(self) -> Mapping[str, str]:
-    """The axes of the leaves; see the module docstring."""
+    """{leaf: axes}, without the axis of layers. The module docstring names them."""
     return self.adapter.dims
 
   def matmul(self, x):
-    """x [..., in] -> [..., out], in x's dtype."""
+    """The product of x [..., in] with the adapted weight, [..., out], in x's dtype."""
     return self.adapter.apply(x, self.frozen, self.theta)
 
   def dense(self):
-    """The merged weight, float32."""
+    """The adapted weight [in, out] as a float32 array."""
     return self.adapter.merge(self.frozen, self.theta)
 
 
 def is_adapted(node) -> bool:
-  """Whether a node of a tree is an adapted weight; also for `is_leaf`."""
+  """True if a tree's node is an adapted weight; can be passed to JAX as `is_leaf`."""
   return isinstance(node, Adapted)
 
 
 def check_rank(rank: int | None, path: str, shape: tuple[int, ...]) -> None:
-  """Raises InputError unless 1 <= rank <= min(shape); None is the whole rank."""
+  """Checks that a rank fits a weight; None stands for full rank and always fits.
+
+  Args:
+    rank: the rank, or None.
+    path: the weight's path, for the error message.
+    shape: the weight's shape, [in, out].
+  Raises:
+    InputError: the rank is not between 1 and min(in, out).
+  """
   if rank is not None and not 1 <= rank <= min(shape):
     raise InputError(
-      f"rank {rank} is not between 1 and min(in, out) = {min(shape)} of "
-      f"{path} {list(shape)}; change `rank` of the adapter that matches it"
+      f"rank {rank} is not between 1 and {min(shape)}, which is min(in, out) of "
+      f"{path} {list(shape)}; change `rank` of the adapter that matches this weight"
     )
 
 
 def low_rank(x, a, b):
-  """(x @ a) @ b in x's dtype: x [..., in], a [in, r], b [r, out]."""
+  """(x @ a) @ b in x's dtype, for x [..., in], a [in, r] and b [r, out]."""
   return linear(linear(x, a), b)
 
 
 def float32(w):
-  """A frozen weight, dense and in float32, for `merge`."""
+  """A frozen weight, dense or in 4 bits, as a float32 array; for use in `merge`."""
   return dense(w).astype("float32")

@@ -1,9 +1,10 @@
-"""Several adapters of one base as one adapter.
+"""Combines several adapters of one base into one adapter.
 
-"sum" is exact: W' = W + sum_i w_i (W'_i - W). The other ways are those of Hugging Face
-PEFT's `add_weighted_adapter`, for methods that are a low-rank update.
-Sources: Yadav et al. 2023 (TIES); Yu et al. 2023 (DARE).
-Axes: n adapters, i in, o out, r rank.
+The way "sum" is exact: W' = W + sum_i w_i (W'_i - W). The other ways are those of
+Hugging Face PEFT's `add_weighted_adapter`, for methods whose update W' - W is low-rank.
+Sources: Yadav et al. 2023, arXiv:2306.01708 (TIES); Yu et al. 2023, arXiv:2311.03099
+(DARE).
+Axes: i in, o out, r rank.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
+from jaxpeft import tree
 from jaxpeft.adapters import svd
 from jaxpeft.adapters.attach import check_same
 from jaxpeft.adapters.base import Adapted, is_adapted
@@ -33,32 +35,41 @@ def blend(
   rank: int | None = None,
   key=None,
 ):
-  """One adapted tree of several of the same base.
+  """One adapted tree that combines several adapted trees of the same base.
 
   Args:
-    trees: adapted trees; a weight may be adapted in some of them only.
-    weights: one for each; None is 1 each.
-    how: "sum", exact: SVF, SVFT of one pattern and LoRA-XS keep the size of one,
-      LoRA's ranks add up. Or, for low-rank updates, "linear", "ties", "dare_linear",
-      "dare_ties", "magnitude_prune", on the factors (so with cross terms), and "svd"
-      or each of these with "_svd" behind it, on the updates, cut to `rank`.
-    density: share of entries that ties, dare and magnitude_prune keep.
-    rank: of the svd ways; None is the largest.
-    key: of the entries that dare drops.
+    trees: adapted trees; a weight may be adapted in only some of them.
+    weights: one number per tree; None means 1 for each.
+    how: the way to combine. "sum" is exact. It combines adapters of SVF, of SVFT with
+      the same pattern, or of LoRA-XS into one of the same size, and those of other
+      methods into a LoRA whose rank is the sum of their ranks. All other ways are for
+      low-rank updates A B. "linear", "ties", "dare_linear", "dare_ties" and
+      "magnitude_prune" combine the A and the B separately, so that the result contains
+      cross terms. "svd", and these names with the suffix "_svd", combine the products
+      A B and truncate the result to `rank`.
+    density: the fraction of entries that ties, dare and magnitude_prune keep.
+    rank: the rank of the result of "svd" and "_svd"; None means the largest rank among
+      the trees.
+    key: PRNG key that determines which entries dare drops; None means
+      `jax.random.key(0)`.
   Raises:
-    InputError: other bases or patterns, or methods that cannot be blended so.
+    InputError: the trees have different bases or SVFT patterns, their methods cannot be
+      combined in this way, or another argument is invalid.
   """
   weights = [1.0] * len(trees) if weights is None else [float(w) for w in weights]
   if len(weights) != len(trees) or not trees:
-    raise InputError(f"{len(trees)} adapters and {len(weights)} weights")
+    raise InputError(
+      f"blend got {len(trees)} adapters and {len(weights)} weights; give at least one "
+      "adapter, and one weight per adapter"
+    )
   if how != "sum" and how.removesuffix("_svd") not in _RULES:
     raise unknown("way to blend", how, ["sum", *_RULES, *(f"{r}_svd" for r in _RULES)])
   if not 0 < density <= 1:
-    raise InputError(f"density {density} is not in (0, 1]")
+    raise InputError(f"density {density} of blend must be above 0 and at most 1")
   key = jax.random.key(0) if key is None else key
 
   def one(path, *nodes):
-    path = jax.tree_util.keystr(path, simple=True, separator="/")
+    path = tree.path_name(path)
     bases = [base for base in map(_base, nodes) if base is not None]
     for base in bases[1:]:
       check_same(path, "one of the adapters", dict(w=bases[0]), dict(w=base))
@@ -74,7 +85,10 @@ def blend(
 
 
 def _base(node):
-  """The base's array, where a tree still has it; a PiSSA's frozen part counts too."""
+  """The base's weight; for PiSSA and the like, the frozen rest of it; None if absent.
+
+  The rest never equals a base, so comparing the two reports an error.
+  """
   return node.frozen.get("w") if is_adapted(node) else node
 
 
@@ -101,7 +115,8 @@ def _sum_svf(path, parts):
 
 def _z(node):
   f = lambda frozen, theta: node.adapter.z(frozen, theta)  # noqa: E731
-  # The published form normalizes over the singular values of each layer.
+  # SVF(reference=True) normalizes over the singular values of one layer, so map it over
+  # the layers of a stack.
   f = jax.vmap(f) if node.frozen["s"].ndim == 2 else f
   return f(node.frozen, node.theta)
 
@@ -110,7 +125,10 @@ def _sum_svft(path, parts):
   node = parts[0][0]
   plain = [dataclasses.replace(n.adapter, gate=False, start="zero") for n, _ in parts]
   if len(set(plain)) > 1:
-    raise InputError(f"the patterns of SVFT on {path} differ: {set(plain)}")
+    raise InputError(
+      f"the SVFT adapters on {path} have different options: {set(plain)}; only those "
+      "with equal options can be added"
+    )
   m = sum(w * _entries(n.theta) for n, w in parts)
   return Adapted(node.frozen, dict(m=m), plain[0])
 
@@ -139,7 +157,7 @@ def _concatenate(path, parts):
 _SUMS = {SVF: _sum_svf, SVFT: _sum_svft, LoRAXS: _sum_lora_xs}
 
 
-# ---- PEFT's ways ------------------------------------------------------------------
+# ---- the ways of PEFT -------------------------------------------------------------
 
 
 def _merge_lora(path, parts, how, density, rank, key):
@@ -160,7 +178,9 @@ def _merge_lora(path, parts, how, density, rank, key):
     combine = of_updates
   else:
     if len({a.shape[-1] for a, _, _ in pairs}) > 1:
-      raise InputError(f"adapters on {path} differ in rank; use how={how + '_svd'!r}")
+      raise InputError(
+        f"the adapters on {path} differ in rank; use how={how + '_svd'!r}"
+      )
     root = [abs(s) ** 0.5 for s in scales]
     signed = [r if s >= 0 else -r for r, s in zip(root, scales, strict=True)]
 
@@ -179,7 +199,14 @@ def _merge_lora(path, parts, how, density, rank, key):
 
 
 def _factors(path, node):
-  """(a, b, c) with W' = W + c a b; PEFT's ways see a and b, so c is kept apart."""
+  """(a, b, c) with W' = W + c a b; c is separate, as PEFT combines a and b without it.
+
+  Args:
+    path: the weight's path, for the error message.
+    node: the adapted weight.
+  Raises:
+    InputError: the method has no such factors.
+  """
   if type(node.adapter).lora is LoRA.lora:
     return node.theta["a"], node.theta["b"], node.adapter.scale
   lora, w = node.adapter.lora, node.frozen.get("w")
@@ -187,8 +214,9 @@ def _factors(path, node):
   pair = (jax.vmap(lora) if stacked else lora)(node.frozen, node.theta)
   if pair is None:
     raise InputError(
-      f"{type(node.adapter).__name__} on {path} is no low-rank update of its base and "
-      "does not add up with the others; convert it to LoRA first (format peft)"
+      f"{type(node.adapter).__name__} on {path} has no low-rank update of its base, so "
+      "it cannot be combined with the others; convert it to LoRA first by exporting it "
+      "with --format=peft"
     )
   return *pair, 1.0
 
@@ -232,7 +260,7 @@ _RULES = {
 
 
 def _largest(x, density):
-  """x with all but its largest entries zero."""
+  """x with the fraction `density` of its entries, the largest by magnitude; rest 0."""
   if density == 1:
     return x
   kept = jax.lax.top_k(jnp.abs(x).reshape(-1), int(density * x.size))[1]
@@ -241,7 +269,7 @@ def _largest(x, density):
 
 
 def _drop(key, tensors, density):
-  """Each tensor with entries dropped at random, and the rest scaled up."""
+  """The tensors with random entries set to zero and all others divided by density."""
   keys = jax.random.split(key, len(tensors))
   return [
     x * jax.random.bernoulli(k, density, x.shape) / density
@@ -250,7 +278,7 @@ def _drop(key, tensors, density):
 
 
 def _elect(tensors, weights):
-  """The weighted mean of the entries that have the sign of their sum."""
+  """For each entry, the weighted mean of the tensors whose sign is that of the sum."""
   x = jnp.stack(tensors)
   sign = jnp.where(x.sum(0) >= 0, 1, -1)
   same = jnp.sign(x) == sign

@@ -1,9 +1,10 @@
-"""Frozen singular vectors U and Vt, as arrays or in 4 bits.
+"""Frozen factors U and Vt (singular vectors of a weight), as arrays or in 4 bits (NF4).
 
-In 4 bits each is about 9 % away in norm, and U S Vt no longer W. So W stays beside
-them, and what 4 bits round touches the update only, which is zero at the start and is
-trained through the factors as they are: benchmarks/nf4_factors.py measures it.
-Axes: i in, o out, k factors.
+Rounding to 4 bits changes each factor by about 9% in norm, so U S Vt is no longer W.
+Methods therefore keep W as well, and use the rounded factors only for the update. That
+is harmless: the update is zero at the start, and training then takes the rounded
+factors into account. benchmarks/nf4_factors.py measures the effect.
+Axes: i in, o out, k singular vectors, b the two rows of a mark (see `freeze`).
 """
 
 import jax.numpy as jnp
@@ -14,32 +15,57 @@ from jaxpeft.quantization import nf4
 
 
 def check_options(name: str, quantize: str, keep_base: bool | None = True) -> None:
-  """Refuses what `quantize` cannot be, and a method's `keep_base` that it rules out."""
+  """Checks a method's options for its factors.
+
+  Args:
+    name: the method's name, for the error message.
+    quantize: the method's option; "" or "nf4".
+    keep_base: the method's option; True if it always keeps W.
+  Raises:
+    InputError: `quantize` is unknown, or it is "nf4" although W is not kept.
+  """
   if quantize not in ("", "nf4"):
     raise unknown(f"{name} quantize", quantize, ("", "nf4"))
   if quantize and keep_base is False:
     raise InputError(
-      f"{name} quantize={quantize!r} rounds the factors, and without the base beside "
-      "them W, too; leave keep_base out, or set quantize=''"
+      f"{name} quantize={quantize!r} rounds the factors, which would change W with "
+      "keep_base=False; omit keep_base, or set quantize=''"
     )
 
 
 def check(quantize: str, path: str, shape: tuple[int, ...], rank: int) -> None:
-  """Refuses 4 bits where U [in, k] and Vt [k, out] do not divide into blocks."""
+  """Checks that factors to be stored in 4 bits divide into blocks.
+
+  Args:
+    quantize: "" or "nf4".
+    path: the weight's path, for the error message.
+    shape: the weight's shape, [in, out].
+    rank: the number of singular vectors, so that U is [in, rank] and Vt [rank, out].
+  Raises:
+    InputError: with "nf4", in or rank is not a multiple of a block's size.
+  """
   if quantize and (shape[0] % nf4.BLOCK or rank % nf4.BLOCK):
     raise InputError(
-      f"the {rank} factors of {path} {list(shape)} cannot be held in 4 bits: their "
-      "number (`rank`, or all) and the weight's inputs must be multiples of "
-      f"{nf4.BLOCK}; set quantize='' of the adapter that matches it"
+      f"the {rank} singular vectors of {path} {list(shape)} cannot be stored in 4 "
+      "bits: their number (`rank`, or min(in, out)) and the weight's inputs must be "
+      f"multiples of {nf4.BLOCK}; set quantize='' of the adapter that matches it"
     )
 
 
 def freeze(u, vt, dtype, quantize: str) -> dict:
-  """The frozen leaves of factors u [in, k] and vt [k, out], given in float32.
+  """{name: leaf} of the frozen leaves that store the factors: "u", "vt", "mark".
 
-  In 4 bits they come with a mark [2, k], sums of each singular vector's entries with
-  random signs: the codes of two machines may differ here and there where their SVDs
-  differ by rounding, and an adapter's base is told by the mark instead.
+  Only factors in 4 bits have a mark [2, k]: for each singular vector in u and in vt,
+  the sum of its entries, each with a fixed random sign. When a checkpoint is loaded,
+  the mark shows whether the factors are those it was trained with. The 4-bit codes
+  cannot serve for this, because the SVDs of two machines differ by rounding, and then
+  some of the codes differ by one step.
+
+  Args:
+    u: float32[in, k].
+    vt: float32[k, out].
+    dtype: the dtype of dense factors, or the one to which 4-bit factors dequantize.
+    quantize: "" for dense factors, "nf4" for 4 bits.
   """
   if not quantize:
     return dict(u=u.astype(dtype), vt=vt.astype(dtype))
@@ -50,5 +76,5 @@ def freeze(u, vt, dtype, quantize: str) -> dict:
 
 
 def is_marked(path: str) -> bool:
-  """Whether the leaf at this path is of factors in 4 bits, which have a mark."""
+  """True if the leaf at `path` is part of a 4-bit factor, which a mark identifies."""
   return any(f"/frozen/{name}/" in path for name in ("u", "vt"))

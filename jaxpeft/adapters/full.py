@@ -1,4 +1,7 @@
-"""Full fine-tuning as an adapter: W' = theta. Any leaf, also norms and embeddings."""
+"""Full fine-tuning as an adapter: W' = theta, for weights, norms and embeddings.
+
+Axes: i in, o out.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -11,26 +14,26 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class Full(Adapter):
-  """Trains the whole weight, in float32."""
+  """Trains all entries of the weight, in float32 (full fine-tuning)."""
 
   dims: ClassVar = dict(w="io")
   matrix_only: ClassVar = False
 
   def init(self, key, w):
-    """w of any shape."""
+    """No frozen leaf; trained leaf w, of any shape."""
     del key
     return {}, dict(w=w.astype(jnp.float32))
 
   def apply(self, x, frozen, theta):
-    """x @ w."""
+    """x w."""
     del frozen
     return linear(x, theta["w"])
 
   def merge(self, frozen, theta):
-    """The weight itself."""
+    """The trained weight w."""
     del frozen
     return theta["w"]
 
   def identity(self, frozen, theta):
-    """None: the base's weight is not kept."""
+    """None, because the base's weight is not kept."""
     return None

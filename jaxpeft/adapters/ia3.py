@@ -1,7 +1,9 @@
-"""(IA)3: a trained factor per output or per input of W [Liu et al. 2022, 2205.05638].
+"""(IA)3: W' = W diag(l) or diag(l) W [Liu et al. 2022, arXiv:2205.05638].
 
-The paper scales keys and values (outputs of k and v) and the MLP's hidden activations
-(inputs of down). Its setting: Adafactor, lr 3e-3, linear, 60 warm-up steps.
+The trained vector l has one factor for each output of W, or for each input. The paper
+scales keys and values (the outputs of k and v) and the MLP's hidden activations (the
+inputs of down). Its setting: Adafactor, learning rate 3e-3, linear decay, 60 warm-up
+steps.
 Axes: i in, o out.
 """
 
@@ -18,10 +20,11 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class IA3(Adapter):
-  """Scales the outputs, or the inputs, of a weight by a trained vector.
+  """Multiplies the weight's outputs, or its inputs, by a trained vector.
 
   Attributes:
-    on: "output" (for k and v) or "input" (for down).
+    on: what is multiplied: "output" (the paper's choice for k and v) or "input" (for
+      down).
   """
 
   on: str = "output"
@@ -32,24 +35,24 @@ class IA3(Adapter):
       raise unknown("IA3 on", self.on, ("output", "input"))
 
   def init(self, key, w):
-    """frozen w; theta out [out] or into [in], ones."""
+    """Frozen leaf w; trained leaf out [out] or into [in], which is l, all ones."""
     del key
     if self.on == "output":
       return dict(w=w), dict(out=jnp.ones(w.shape[1]))
     return dict(w=w), dict(into=jnp.ones(w.shape[0]))
 
   def apply(self, x, frozen, theta):
-    """(x W) l, or (x l) W."""
+    """(x W) diag(l), or (x diag(l)) W."""
     if self.on == "output":
       return linear(x, frozen["w"]) * theta["out"].astype(x.dtype)
     return linear(x * theta["into"].astype(x.dtype), frozen["w"])
 
   def merge(self, frozen, theta):
-    """W with its columns, or its rows, scaled."""
+    """W diag(l), or diag(l) W."""
     w = float32(frozen["w"])
     return w * theta["out"] if self.on == "output" else theta["into"][:, None] * w
 
   def identity(self, frozen, theta):
-    """Ones."""
+    """All ones, because these factors leave W unchanged."""
     del frozen
     return jax.tree.map(jnp.ones_like, theta)

@@ -1,4 +1,4 @@
-"""Initializes an adapter on one weight, or layer by layer on a stack of weights."""
+"""Initializes an adapter for one weight, or layer by layer for a stack of weights."""
 
 import functools
 
@@ -11,16 +11,17 @@ from jaxpeft.adapters.base import Adapted
 from jaxpeft.parallel import sharding
 
 
-def start(adapter, key, w: tuple, path: str, stacked: bool, bar):
-  """`Adapted` in place of a weight.
+def initialize(adapter, key, w: tuple, path: str, stacked: bool, bar):
+  """The `Adapted` node for a weight [in, out], or for a stack [L, in, out] of weights.
 
   Args:
-    adapter: how.
-    key: of its draws; each layer has its own.
-    w: the weight, or a stack [L, in, out], and where `init` takes it the gradient.
-    path: of the weight.
-    stacked: whether there is an axis of layers.
-    bar: counts layers that are done.
+    adapter: the method with its hyperparameters.
+    key: PRNG key; for a stack, it is split into one key per layer.
+    w: (weight,) or (weight, gradient), whichever the method's `init` takes after the
+      key; each is [in, out], or [L, in, out] for a stack of L layers.
+    path: the weight's path.
+    stacked: True for a stack.
+    bar: a tqdm progress bar, which advances by one per layer.
   """
   mesh = sharding.current()
   if isinstance(jax.tree.leaves(w)[0], Tracer):
@@ -29,7 +30,8 @@ def start(adapter, key, w: tuple, path: str, stacked: bool, bar):
     frozen, theta = init(key, *w)
     return Adapted(frozen, theta, adapter)
   if mesh is not None:
-    # Waited for: processes must run programs with collectives in one order.
+    # Every process must run programs with collectives in the same order. Waiting here
+    # until this one has finished prevents another one from overtaking it.
     node = jax.block_until_ready(_on_mesh(adapter, path, stacked, mesh)(key, *w))
     bar.update(w[0].shape[0] if stacked else 1)
     if adapter.keeps_base and "w" in node.frozen:
@@ -49,7 +51,7 @@ def _by_layer(adapter, key, w, bar):
   for key_i, *w_i in zip(keys, layers, *w[1:], strict=True):
     parts.append(adapter.init(key_i, *w_i))
     bar.update()
-  # A frozen leaf that is the weight itself stays the stack it came from: no copy.
+  # If a frozen leaf is the weight itself, reuse the given stack instead of copying it.
   same = {
     name
     for name in parts[0][0]
@@ -65,10 +67,19 @@ def _by_layer(adapter, key, w, bar):
 
 
 def _on_mesh(adapter, path: str, stacked: bool, mesh):
-  """start(key, *w) -> `Adapted` in pieces; each device starts whole layers of its own.
+  """A jitted function (key, *w) -> sharded `Adapted`; devices share the layers' work.
 
-  A singular value decomposition is not cut over devices: without this every one of
-  them would do all. What is then still the base's weight is left to the caller.
+  XLA cannot split a singular value decomposition over devices, so every device would
+  decompose all layers. Instead, each device initializes its own share of the layers.
+
+  If the method keeps the base's weight, frozen["w"] of the result is a placeholder,
+  which the caller must replace with the weight it already has.
+
+  Args:
+    adapter: the method with its hyperparameters.
+    path: the weight's path, which determines how its leaves are sharded.
+    stacked: True for a stack of layers.
+    mesh: the device mesh.
   """
 
   def local(keys, *w):
@@ -78,7 +89,8 @@ def _on_mesh(adapter, path: str, stacked: bool, mesh):
   def run(key, *w):
     if stacked:
       depth = w[0].shape[0]
-      layers = jnp.arange(depth + -depth % mesh.size) % depth  # some twice, to fit
+      # Repeat layers until every device has equally many.
+      layers = jnp.arange(depth + -depth % mesh.size) % depth
       keys, *w = jax.tree.map(
         lambda x: jnp.take(x, layers, axis=0), (jax.random.split(key, depth), *w)
       )
@@ -88,7 +100,7 @@ def _on_mesh(adapter, path: str, stacked: bool, mesh):
       frozen, theta = jax.tree.map(lambda x: x[:depth], spread(keys, *w))
     else:
       frozen, theta = adapter.init(key, *w)
-    if adapter.keeps_base:  # XLA then need not move it at all
+    if adapter.keeps_base:  # leave the weight out, so that XLA does not move it
       frozen = {name: x for name, x in frozen.items() if name != "w"}
       frozen |= {"w": jnp.zeros(())} if _keeps(adapter, w, stacked) else {}
     return sharding.stored({path: Adapted(frozen, theta, adapter)})[path]
@@ -97,7 +109,7 @@ def _on_mesh(adapter, path: str, stacked: bool, mesh):
 
 
 def _keeps(adapter, w, stacked: bool) -> bool:
-  """Whether the start has the base's weight among what is frozen."""
+  """True if the method's `init` returns a frozen leaf "w"."""
   own = jax.tree.map(lambda x: x[0], w) if stacked else w
   shapes = jax.eval_shape(functools.partial(adapter.init, jax.random.key(0)), *own)
   return "w" in shapes[0]

@@ -1,7 +1,8 @@
 """LoRA and rsLoRA: W' = W + c A B [Hu et al. 2021, arXiv:2106.09685].
 
-c = alpha / rank, or alpha / sqrt(rank) [Kalajdzievski 2023, arXiv:2312.03732]. The
-start is that of Hugging Face PEFT: A uniform in +-1/sqrt(in), B zero, so W' = W.
+The scale c is alpha / rank for LoRA and alpha / sqrt(rank) for rsLoRA [Kalajdzievski
+2023, arXiv:2312.03732]. Both are initialized as in Hugging Face PEFT: A is uniform in
+[-1/sqrt(in), 1/sqrt(in)] and B is zero, so that W' = W at the start.
 Axes: i in, o out, r rank.
 """
 
@@ -19,12 +20,12 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Adapter):
-  """Adds a low-rank update c A B to the frozen weight.
+  """Adds a trained low-rank update c A B to the frozen weight.
 
   Attributes:
-    rank: columns of A.
-    alpha: the scale c is alpha / rank.
-    rslora: c is alpha / sqrt(rank) instead.
+    rank: r, the number of columns of A and of rows of B.
+    alpha: the numerator of the scale c = alpha / rank.
+    rslora: if True, the scale c is alpha / sqrt(rank) instead.
   """
 
   rank: int = 8
@@ -33,25 +34,25 @@ class LoRA(Adapter):
   dims: ClassVar = dict(w="io", a="ir", b="ro")
 
   def check(self, path, shape):
-    """Refuses a rank outside 1 .. min(in, out), and an alpha that is not positive."""
+    """Raises InputError if rank is not in 1 .. min(in, out) or alpha is not above 0."""
     check_rank(self.rank, path, shape)
     if not self.alpha > 0:
       raise InputError(f"alpha {self.alpha} of the adapter on {path} is not above 0")
 
   @property
   def scale(self) -> float:
-    """c, the factor of A B."""
+    """c, the factor by which A B is multiplied."""
     return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
   def init(self, key, w):
-    """frozen w; theta a [in, r] uniform, b [r, out] zero."""
+    """Frozen leaf w; trained leaves a [in, r], uniform, and b [r, out], zero."""
     bound = 1 / math.sqrt(w.shape[0])
     a = jax.random.uniform(key, (w.shape[0], self.rank), minval=-bound, maxval=bound)
     return dict(w=w), dict(a=a, b=jnp.zeros((self.rank, w.shape[1])))
 
   def apply(self, x, frozen, theta):
     """x W + c (x A) B."""
-    # Scaling B is cheaper than scaling the result [B, T, out].
+    # Scaling B [r, out] is cheaper than scaling the result [..., out].
     return linear(x, frozen["w"]) + low_rank(x, theta["a"], self.scale * theta["b"])
 
   def merge(self, frozen, theta):
@@ -60,10 +61,10 @@ class LoRA(Adapter):
 
   @property
   def change_rank(self) -> int:
-    """The rank of W' - W."""
+    """r, the rank of W' - W."""
     return self.rank
 
   def lora(self, frozen, theta):
-    """(a, b) with W' = W + a b."""
+    """(a [in, r], b [r, out]) with W' = W + a b; b includes the scale c."""
     del frozen
     return theta["a"], self.scale * theta["b"]

@@ -1,10 +1,13 @@
-"""LoRA-One: start with a low-rank step down the gradient [2025, arXiv:2502.01235].
+"""LoRA-One: initialize to a low-rank gradient step [Zhang et al. 2025].
 
-W' = W + c A B as in LoRA, and A B starts as -U (S / s_1) V' / gamma of the r leading
-triplets of the gradient G [in, out] of a few examples: W' does not start at W, but one
-step of rank r down from it. Source: the published code (its README scales otherwise);
-settings there (LLaMA2-7B): rank 8, alpha 16, rslora, gamma 128, gradient of 8 examples,
-AdamW, lr 2e-4, batch 32, 1 epoch. Axes: i in, o out, r rank.
+arXiv:2502.01235. W' = W + c A B, as in LoRA. A B starts as -U (S / s_1) Vt / gamma.
+Here U, S, Vt are the r leading singular triplets of the loss's gradient G [in, out]
+with respect to W, averaged over a few examples, and s_1 is the largest singular value.
+W' therefore starts one gradient step of rank r away from W, not at W.
+Source: the published code (its README describes a different scale). Its setting
+(LLaMA2-7B): rank 8, alpha 16, rslora, gamma 128, gradient of 8 examples, AdamW,
+learning rate 2e-4, batch size 32, one epoch.
+Axes: i in, o out, r rank.
 """
 
 import dataclasses
@@ -16,17 +19,18 @@ import jax.numpy as jnp
 from jaxpeft.adapters import svd
 from jaxpeft.adapters.lora import LoRA
 
-_ITERATIONS = 16  # of the randomized SVD, as published
-_OVERSAMPLE = 8  # published: 512 columns in all
+_ITERATIONS = 16  # iterations of the randomized SVD, as in the published code
+_OVERSAMPLE = 8  # columns besides the r; the published code has 512 columns in total
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAOne(LoRA):
-  """LoRA that starts one low-rank step down the loss's gradient of W.
+  """LoRA that starts with one low-rank step against the loss's gradient.
 
   Attributes:
-    gamma: a larger value makes the step smaller.
-    batches: how many of the run's first batches the gradient is averaged over.
+    gamma: divides the step; larger values make it smaller.
+    batches: the number of batches, from the start of the run's data, over which the
+      gradient is averaged.
   """
 
   gamma: float = 128.0
@@ -34,7 +38,14 @@ class LoRAOne(LoRA):
   needs_gradient: ClassVar[bool] = True
 
   def init(self, key, w, gradient):
-    """frozen w; theta a, b with a b down the gradient; zero where that is zero."""
+    """Frozen leaf w; trained leaves a [in, r] and b [r, out].
+
+    Args:
+      key: PRNG key of the randomized SVD.
+      w: the weight [in, out].
+      gradient: float[in, out], the loss's gradient with respect to w. If it is zero, a
+        and b are zero.
+    """
     u, s, vt = svd.randomized(key, gradient, self.rank, _ITERATIONS, _OVERSAMPLE)
     size = jnp.sqrt(s / jnp.where(s[0] > 0, s[0], 1.0)) / math.sqrt(self.gamma)
     return dict(w=w), dict(a=-size * u, b=size[:, None] * vt)

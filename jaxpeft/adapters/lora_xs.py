@@ -1,10 +1,12 @@
-"""LoRA-XS: W' = W + c U_r S_r R Vt_r, with only R [r, r] trained [2405.17604].
+"""LoRA-XS: W' = W + c U S R Vt; only R [r, r] is trained [Balazy et al. 2024].
 
-Here x meets U, so that all of S is on the input side as in the published code. The
-paper's setting for mathematics (Mistral-7B, Gemma-7B, all seven projections): rank 16,
-32 or 64, alpha = rank, AdamW, lr 4e-3, cosine, warm-up 0.02, batch 128, two epochs of
-MetaMathQA's first 100,000.
-Axes: i in, o out, r rank.
+arXiv:2405.17604. The scale c is alpha / rank, and U, S, Vt are the r leading singular
+triplets of W. As in the published code, S multiplies the factor on the input side,
+which is U here. The paper's setting for mathematics (Mistral-7B and Gemma-7B, all seven
+projections): rank 16, 32 or 64, alpha equal to the rank, AdamW, learning rate 4e-3,
+cosine schedule, warm-up 0.02, batch size 128, two epochs over the first 100,000
+examples of MetaMathQA.
+Axes: i in, o out, r rank, b 2 (see `frozen_factors`).
 """
 
 import dataclasses
@@ -21,15 +23,16 @@ from jaxpeft.linear import dense, linear
 
 @dataclasses.dataclass(frozen=True)
 class LoRAXS(Adapter):
-  """Trains a small core between the frozen leading singular vectors.
+  """Trains a small matrix R between the weight's frozen leading singular vectors.
 
   Attributes:
-    rank: size of the core.
-    alpha: the scale c is alpha / rank.
-    iterations: of a randomized SVD (`svd.randomized`); None is the exact one.
-    start: "zero", exactly W; or "reference", R normal with deviation 1e-5 as in the
-      published code.
-    quantize: "nf4" holds the singular vectors in 4 bits; see `factors`.
+    rank: r, the size of R.
+    alpha: the numerator of the scale c = alpha / rank.
+    iterations: the number of iterations of a randomized SVD; None computes the exact
+      SVD.
+    start: the initial R. "zero" is zero, so that W' = W. "reference" is drawn from a
+      normal distribution with standard deviation 1e-5, as in the published code.
+    quantize: "nf4" stores U S and Vt in 4 bits, "" in W's dtype; see `frozen_factors`.
   """
 
   rank: int = 16
@@ -45,12 +48,18 @@ class LoRAXS(Adapter):
       raise unknown("LoRAXS start", self.start, ("zero", "reference"))
 
   def check(self, path, shape):
-    """Refuses a rank below 1 or above that of the weight."""
+    """Raises InputError if rank is not in 1 .. min(in, out), or does not fit 4 bits."""
     check_rank(self.rank, path, shape)
     frozen_factors.check(self.quantize, path, shape, self.rank)
 
   def init(self, key, w):
-    """frozen w, u [in, r] = U S, vt [r, out]; theta r [r, r]."""
+    """The initial leaves.
+
+    Returns:
+      frozen: w [in, out], u [in, r], which is U S, and vt [r, out]; in 4 bits, a mark
+        [2, r].
+      theta: r [r, r].
+    """
     key_svd, key_r = jax.random.split(key)
     u, s, vt = svd.leading(key_svd, dense(w), self.rank, self.iterations)
     r = jnp.zeros((self.rank, self.rank))
@@ -72,10 +81,10 @@ class LoRAXS(Adapter):
 
   @property
   def change_rank(self) -> int:
-    """Of W' - W."""
+    """r, the rank of W' - W."""
     return self.rank
 
   def lora(self, frozen, theta):
-    """(a, b) with W' = W + a b."""
+    """(a [in, r], b [r, out]) with W' = W + a b, where a is c U S R."""
     a = float32(frozen["u"]) @ (self.alpha / self.rank * theta["r"])
     return a, float32(frozen["vt"])

@@ -1,8 +1,10 @@
-"""MiLoRA: train W's last singular part, freeze the rest [Wang et al. 2024, 2406.09044].
+"""MiLoRA: train W's smallest singular part and freeze the rest [Wang et al. 2024].
 
-PiSSA with the r least singular values. The paper's setting (LLaMA2-7B, MetaMathQA,
-q, k, v, up and down): rank 64, alpha 64, AdamW, lr 3e-4, linear, 100 warm-up steps,
-batch 16, three epochs.
+arXiv:2406.09044. W' = (W - c A0 B0) + c A B, where c A0 B0 is the part of W that
+belongs to its r smallest singular values (PiSSA takes the largest ones). A and B start
+as A0 and B0. The paper's setting (LLaMA2-7B, MetaMathQA, q, k, v, up and down): rank
+64, alpha 64, AdamW, learning rate 3e-4, linear schedule, 100 warm-up steps, batch size
+16, three epochs.
 Axes: i in, o out, r rank.
 """
 
@@ -16,10 +18,10 @@ from jaxpeft.adapters.residual import Residual
 
 @dataclasses.dataclass(frozen=True)
 class MiLoRA(Residual):
-  """LoRA that starts as the last singular triplets of W; the rest is frozen."""
+  """Trains the smallest singular triplets of the weight, as LoRA factors."""
 
   def start(self, key, w):
-    """(a0 [in, r], b0 [r, out])."""
+    """(a0 [in, r], b0 [r, out]), from the smallest singular triplets of w."""
     del key
     u, s, vt = svd.svd(w)
     root = jnp.sqrt(s[-self.rank :] / self.scale)

@@ -1,5 +1,9 @@
-"""LoRA that starts as a part of W and freezes the rest, in 4 bits if wanted.
+"""The base class of methods that train a low-rank part of W and freeze the rest of it.
 
+W' = (W - c A0 B0) + c A B. The trained A and B start as A0 and B0, so W' = W at the
+start. The rest of W, which is W - c A0 B0, is frozen, optionally in 4 bits. PiSSA,
+MiLoRA, OLoRA and LoftQ are such methods.
+Source: Meng et al. 2024, arXiv:2404.02948, which also describes 4 bits (QPiSSA).
 Axes: i in, o out, r rank.
 """
 
@@ -17,13 +21,15 @@ from jaxpeft.quantization import nf4
 
 @dataclasses.dataclass(frozen=True)
 class Residual(LoRA):
-  """W' = (W - c A0 B0) + c A B; a method says what A0 and B0 are.
+  """W' = (W - c A0 B0) + c A B; a subclass defines A0 and B0 in `start`.
 
   Attributes:
-    quantize: "nf4" freezes the rest of W in 4 bits (QPiSSA, QMiLoRA): W' starts nearer
-      to W than W in 4 bits is. The base itself is given unquantized.
-    rounds: of A0 B0 as part of what 4 bits left of W in the round before [PiSSA's
-      code, `init_qpissa.py`: 5]; 1 is W's own part.
+    quantize: "nf4" freezes the rest of W in 4 bits (QPiSSA, QMiLoRA), "" in W's dtype.
+      In 4 bits, W' starts closer to W than W rounded to 4 bits would be. The base must
+      not be quantized.
+    rounds: with "nf4", the number of times A0 and B0 are computed. The first round
+      computes them from W; each later round computes them from W minus the 4-bit rest
+      of the previous round. PiSSA's code (`init_qpissa.py`) uses 5 rounds.
   """
 
   keeps_base: ClassVar[bool] = False
@@ -34,32 +40,42 @@ class Residual(LoRA):
     if self.quantize not in ("", "nf4"):
       raise unknown(f"{type(self).__name__} quantize", self.quantize, ("", "nf4"))
     if self.rounds < 1 or (self.rounds > 1 and not self.quantize):
-      raise InputError(f"{type(self).__name__} rounds {self.rounds} needs quantize")
+      name = type(self).__name__
+      raise InputError(
+        f"{name} rounds {self.rounds} needs quantize='nf4'; without it rounds must be 1"
+      )
 
   def check(self, path, shape):
-    """As LoRA's; 4 bits come in whole blocks."""
+    """As in LoRA; for 4 bits, the weight must also divide into blocks."""
     super().check(path, shape)
     if self.quantize:
       nf4.check(path, shape)
 
   def check_base(self, w):
-    """Refuses a base in 4 bits."""
+    """Raises InputError if the base's weight is in 4 bits."""
     if is_node(w):
       name = type(self).__name__
       raise InputError(
-        f"{name} freezes what is left of W, which 4 bits would round again: load the "
-        f"base with model.quantize='', and give {name} quantize='nf4'"
+        f"{name} freezes the rest of W, which 4 bits would round a second time because "
+        "the base is already in 4 bits; load the base with model.quantize='', and set "
+        f"{name}'s own option quantize='nf4'"
       )
 
   def start(self, key, w):
-    """(a0 [in, r], b0 [r, out]), float32, of a weight w [in, out]."""
+    """The initial factors (a0 [in, r], b0 [r, out]), float32, which a subclass defines.
+
+    Args:
+      key: PRNG key.
+      w: float[in, out], the weight to take the low-rank part c A0 B0 from.
+    """
     raise NotImplementedError
 
   def init(self, key, w):
-    """frozen w - c a0 b0; theta a, b.
+    """Frozen leaf w, here W - c A0 B0; trained leaves a and b, equal to A0 and B0.
 
-    a0 and b0 are rounded to w's dtype first: products round them so anyway, and what
-    is left of w makes up for it. W' starts as W up to the rounding of what is left.
+    A0 and B0 are rounded to w's dtype before c A0 B0 is subtracted. Products with them
+    would round them anyway; this way the frozen rest compensates for that error, and W'
+    starts as W up to the rounding of the rest itself.
     """
     self.check_base(w)
     part = w
@@ -72,13 +88,13 @@ class Residual(LoRA):
 
   @property
   def change_rank(self) -> int | None:
-    """W' - W is c A B - c A0 B0, and what 4 bits round."""
+    """2 r, the rank of c (A B - A0 B0); None in 4 bits: their error has full rank."""
     return None if self.quantize else 2 * self.rank
 
   def lora(self, frozen, theta):
-    """None: the frozen part is not W."""
+    """None, because the frozen part is not W."""
     return None
 
   def identity(self, frozen, theta):
-    """None: what is frozen is not W."""
+    """None, because W itself is not kept."""
     return None

@@ -1,9 +1,11 @@
 """SVFT: W' = U (S + M) Vt with a sparse M [Lingam et al. 2024, arXiv:2405.19597].
 
-U, S, Vt are the weight's own factors; only the entries of M on a fixed pattern are
-trained. For n = min(in, out), or the truncated `rank`, and d = `off_diagonals`, each
-pattern but "plain" holds n (2 d + 1) - d (d + 1) entries.
-Axes: i in, o out, k factors, m entries of M.
+U S Vt is the SVD of W. M is n x n, where n is min(in, out) or, if given, the option
+`rank`. M is zero except on a fixed sparsity pattern, whose entries are trained. With
+d = `off_diagonals` (0 for the pattern "plain"), there are n (2 d + 1) - d (d + 1) of
+them.
+Axes: i in, o out, k singular vectors, m trained entries of M, b 2 (see
+`frozen_factors`).
 """
 
 import dataclasses
@@ -24,23 +26,32 @@ _BLOCK = 64  # columns per block of the banded product
 
 @dataclasses.dataclass(frozen=True)
 class SVFT(Adapter):
-  """Trains a sparse matrix between a weight's singular vectors.
+  """Trains a sparse matrix M between the frozen singular vectors of the weight.
 
   Attributes:
-    pattern: "plain" (diagonal), "banded", "random", or "topk" (the pairs with the
-      largest |u_i . v_j|, as the paper has it, for square weights; for others the
-      largest entries of the square one of U and V, which is what the published code
-      ranks. The paper's sign is not used: it depends on the SVD's arbitrary signs).
-    off_diagonals: d; diagonals of the band on each side, or for the other patterns
-      the band whose number of entries they have.
-    rank: leading factors to use; None is all. The rest of W stays as it is.
-    start: "zero", exactly W; or "reference", the published code's random start, about
-      0.71 in Frobenius norm from W.
-    gate: multiply M by sigmoid(g) with one trained g per weight, as that code does.
-    replacement: the random pattern may draw a position twice, as that code does.
-    keep_base: keep W beside the factors and add only M's part. None: only where the
-      factors alone would change W, that is truncated, not in float32, or in 4 bits.
-    quantize: "nf4" holds the factors in 4 bits, beside the base; see `factors`.
+    pattern: which entries of M are trained. "plain" is the diagonal. "banded" is the
+      diagonal and d more diagonals on each side of it. "random" is the same number of
+      entries as "banded" at random positions. "topk" is the same number of entries
+      again: if W is square, those entries (i, j) for which |u_i . v_j| is largest, as
+      in the paper; otherwise the largest entries of U or V, whichever is square, as in
+      the published code. The paper ranks u_i . v_j without the absolute value, but that
+      depends on the arbitrary signs of singular vectors.
+    off_diagonals: d, the number of diagonals on each side of the main one. With
+      "random" and "topk", it only determines the number of trained entries.
+    rank: the number of leading singular triplets that M connects; None means all. The
+      rest of W does not change.
+    start: the initial M. "zero" is zero, so that W' = W. "reference" is the random
+      initialization of the published code; W' then starts about 0.71 away from W in
+      Frobenius norm.
+    gate: if True, M is multiplied by sigmoid(g), with one trained number g per weight,
+      as in the published code.
+    replacement: if True, "random" may draw a position more than once, as in the
+      published code.
+    keep_base: if True, W is kept in addition to the factors, and W' = W + U M Vt. None
+      keeps W only if the factors alone would not reproduce it exactly: if they are
+      truncated, if W is not in float32, or if W or the factors are in 4 bits.
+    quantize: "nf4" stores the factors in 4 bits, which requires W to be kept; "" leaves
+      them in W's dtype. See `frozen_factors`.
   """
 
   pattern: str = "banded"
@@ -63,26 +74,33 @@ class SVFT(Adapter):
     if self.off_diagonals < 0:
       raise InputError(f"SVFT off_diagonals {self.off_diagonals} is negative")
     if self.pattern == "plain" and self.off_diagonals:
-      object.__setattr__(self, "off_diagonals", 0)  # the diagonal has none
+      object.__setattr__(self, "off_diagonals", 0)  # it has only one diagonal
 
   def check(self, path, shape):
-    """Refuses a rank or a band that the weight is too small for."""
+    """Raises InputError if rank, off_diagonals or 4 bits do not fit the weight."""
     check_rank(self.rank, path, shape)
     n = min(shape) if self.rank is None else self.rank
     if self.off_diagonals >= n:
       raise InputError(
-        f"off_diagonals {self.off_diagonals} must be below {n}, the number of "
-        f"singular directions of {path} {list(shape)}; lower it"
+        f"SVFT off_diagonals {self.off_diagonals} must be below {n}, the number of "
+        f"singular vectors of {path} {list(shape)} that M connects; lower it"
       )
     frozen_factors.check(self.quantize, path, shape, n)
 
   def entries(self, n: int) -> int:
-    """Trained entries of M [n, n]."""
+    """The number of trained entries of M [n, n]."""
     d = self.off_diagonals
     return n * (2 * d + 1) - d * (d + 1)
 
   def init(self, key, w):
-    """frozen factors (and w, see keep_base), theta m [entries]."""
+    """The initial leaves.
+
+    Returns:
+      frozen: u [in, n] and vt [n, out]; w [in, out] if W is kept, otherwise s [n];
+        for "random" and "topk", the positions rows and cols int32[entries]; in 4 bits,
+        a mark [2, n].
+      theta: m [entries], the trained entries of M; with a gate also g [].
+    """
     n = min(w.shape) if self.rank is None else self.rank
     u, s, vt = svd.svd(dense(w))
     exact = n == min(w.shape) and w.dtype == jnp.float32 and not is_node(w)
@@ -95,13 +113,13 @@ class SVFT(Adapter):
       frozen["rows"], frozen["cols"] = self._choose(key_pattern, u, vt, n)
     m = jnp.zeros(self.entries(n))
     if self.start == "reference":
-      # The code's gate starts at 1/2; without a gate, start where it would.
+      # The published code's gate starts at 1/2. Without a gate, halve M instead.
       std = np.sqrt(2 / m.size) * (1.0 if self.gate else 0.5)
       m = std * jax.random.normal(key_m, m.shape)
     return frozen, dict(m=m) | (dict(g=jnp.zeros(())) if self.gate else {})
 
   def apply(self, x, frozen, theta):
-    """((x U) (S + M)) Vt, or x W + ((x U) M) Vt where the base is kept."""
+    """((x U) (S + M)) Vt, or x W + ((x U) M) Vt if the base is kept."""
     h = linear(x, frozen["u"])
     mixed = self._mix(h, frozen, theta)
     if "w" in frozen:
@@ -117,10 +135,14 @@ class SVFT(Adapter):
     return (u * frozen["s"] + mixed) @ vt
 
   def coordinates(self, n: int):
-    """(rows, cols) of theta's entries in M [n, n] for "plain" and "banded".
+    """The positions (rows, cols), int[entries] each, of theta's m in M.
 
-    Row-major in the published code's matrix, which multiplies from the other side:
-    column after column in ours.
+    This is for the patterns "plain" and "banded", whose positions are not stored. They
+    are in column-major order. The published code's M is the transpose of this one, and
+    its entries are in row-major order, so both store the entries in the same order.
+
+    Args:
+      n: the size of M [n, n].
     """
     d = self.off_diagonals
     cols = np.repeat(np.arange(n), 2 * d + 1)
@@ -129,7 +151,16 @@ class SVFT(Adapter):
     return rows[inside], cols[inside]
 
   def _choose(self, key, u, vt, n: int):
-    """(rows, cols) int32[entries] of the random and the topk pattern."""
+    """The positions (rows, cols), int32[entries] each, of theta's m in M.
+
+    This is for the patterns "random" and "topk".
+
+    Args:
+      key: PRNG key for "random".
+      u: float32[in, k].
+      vt: float32[k, out].
+      n: the size of M [n, n].
+    """
     count = self.entries(n)
     if self.pattern == "random" and self.replacement:
       rows, cols = jax.random.randint(key, (2, count), 0, n)
@@ -144,7 +175,7 @@ class SVFT(Adapter):
     return flat // n, flat % n
 
   def _mix(self, h, frozen, theta):
-    """h [..., n] times M, in h's dtype."""
+    """The product of h [..., n] with M, [..., n], in h's dtype."""
     m, n = theta["m"], h.shape[-1]
     if "g" in theta:
       m = m * jax.nn.sigmoid(theta["g"])
@@ -153,15 +184,24 @@ class SVFT(Adapter):
       return h * m
     if self.pattern == "banded":
       return banded_product(h, m, *self.coordinates(n), self.off_diagonals)
-    # A dense [n, n] product: gathering columns would write entries / n times h.
+    # Multiply by a dense [n, n] matrix, because gathering the columns of h that the
+    # entries need would write entries / n copies of h.
     return h @ jnp.zeros((n, n), h.dtype).at[frozen["rows"], frozen["cols"]].add(m)
 
 
 def banded_product(h, m, rows, cols, d: int):
-  """h [..., n] times the band with entries m at (rows, cols), |row - col| <= d.
+  """The product of h [..., n] with a band matrix [n, n], without forming that matrix.
 
-  One dense product per block of columns with the rows it can reach: matrix units do
-  the work, on n (block + 2 d) entries instead of n * n.
+  The columns are divided into blocks. For each block, only the rows that the band
+  reaches are multiplied, as one small dense matrix. Together these matrices have
+  n (block + 2 d) entries instead of n * n, and the hardware's matrix units can be used.
+
+  Args:
+    h: float[..., n].
+    m: [entries], the entries of the band matrix.
+    rows: int[entries], their rows.
+    cols: int[entries], their columns, with |row - column| <= d.
+    d: the number of diagonals on each side of the main one.
   """
   n = h.shape[-1]
   block = min(_BLOCK, n)

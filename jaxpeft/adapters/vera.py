@@ -1,7 +1,8 @@
-"""VeRA: W' = W + A diag(d) B diag(e), A and B random and frozen [2310.11454].
+"""VeRA: W' = W + A diag(d) B diag(e) [Kopiczko et al. 2023, arXiv:2310.11454].
 
-All weights use corners of one pair of random matrices, which `seed` determines. The
-defaults are those of Hugging Face PEFT.
+A and B are random and frozen; d and e are trained. The A and B of every weight are the
+upper left corners of the same pair of large random matrices, which `seed` determines.
+The defaults are those of Hugging Face PEFT.
 Axes: i in, o out, r rank.
 """
 
@@ -19,12 +20,13 @@ from jaxpeft.linear import linear
 
 @dataclasses.dataclass(frozen=True)
 class VeRA(Adapter):
-  """Trains scale vectors around frozen random matrices.
+  """Trains two scale vectors around frozen random low-rank factors.
 
   Attributes:
-    rank: columns of A; may exceed those of the weight.
-    d_initial: start of d; e starts at zero.
-    seed: of A and B. Each weight holds its own corner of them, in its dtype.
+    rank: r, the number of columns of A and of rows of B; it may exceed min(in, out).
+    d_initial: the initial value of d's entries; e starts at zero, so that W' = W.
+    seed: the seed of the random matrices. Each weight stores its own copies of A and B,
+      in its dtype.
   """
 
   rank: int = 256
@@ -33,13 +35,15 @@ class VeRA(Adapter):
   dims: ClassVar = dict(w="io", a="ir", b="ro", d="r", e="o")
 
   def check(self, path, shape):
-    """Refuses a rank below 1."""
+    """Raises InputError if the rank is below 1."""
     if self.rank < 1:
-      raise InputError(f"rank {self.rank} of VeRA is below 1")
+      raise InputError(
+        f"rank {self.rank} of VeRA on {path} is below 1; raise its option `rank`"
+      )
 
   def init(self, key, w):
-    """frozen w, a, b; theta d [r], e [out] zero."""
-    del key  # a and b are the same corners of the same matrices everywhere
+    """Frozen leaves w, a [in, r], b [r, out]; trained leaves d [r], e [out] (zero)."""
+    del key  # all weights use the same random matrices
     a, b = random_pair(self.seed, self.rank, *w.shape)
     d = jnp.full(self.rank, self.d_initial, jnp.float32)
     return dict(w=w, a=a.astype(w.dtype), b=b.astype(w.dtype)), dict(
@@ -58,15 +62,15 @@ class VeRA(Adapter):
 
   @property
   def change_rank(self) -> int:
-    """Of W' - W."""
+    """r, the highest rank of W' - W."""
     return self.rank
 
   def lora(self, frozen, theta):
-    """(a, b) with W' = W + a b."""
+    """(a [in, r], b [r, out]) with W' = W + a b, namely A diag(d) and B diag(e)."""
     return float32(frozen["a"]) * theta["d"], float32(frozen["b"]) * theta["e"]
 
   def owns(self, frozen) -> bool:
-    """Whether a and b are those of `seed`."""
+    """True if a and b in `frozen` are the matrices that `seed` determines."""
     a, b = frozen["a"], frozen["b"]
     own = random_pair(self.seed, self.rank, a.shape[-2], b.shape[-1])
     pairs = zip(own, (a, b), strict=True)
@@ -74,9 +78,18 @@ class VeRA(Adapter):
 
 
 def random_pair(seed: int, rank: int, rows: int, cols: int):
-  """(a [rows, rank], b [rank, cols]): the corners of two endless uniform matrices.
+  """(a [rows, rank], b [rank, cols]), VeRA's random matrices for one weight.
 
-  Kaiming-uniform bounds as in Hugging Face PEFT: sqrt(6 / rows), sqrt(6 / rank).
+  Apart from their scales, they are the upper left corners of two random matrices
+  without bounds on rows and columns, so weights of different shapes share entries. As
+  in Hugging Face PEFT, entries are uniform within Kaiming's bounds: a within
+  [-sqrt(6 / rows), sqrt(6 / rows)], and b within [-sqrt(6 / rank), sqrt(6 / rank)].
+
+  Args:
+    seed: the seed of the random matrices.
+    rank: the number of columns of a and of rows of b.
+    rows: the number of rows of a.
+    cols: the number of columns of b.
   """
   key_a, key_b = jax.random.split(jax.random.key(seed))
 

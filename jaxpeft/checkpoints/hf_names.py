@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.decoder import Transformer, layer_groups
+from jaxpeft.tree import path_name
 
 # Our name inside a layer -> theirs. Their matrices are [out, in], ours are [in, out].
 LAYER = {
@@ -44,7 +45,7 @@ def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
   leaves = jax.tree_util.tree_leaves_with_path(
     params, is_leaf=lambda x: not isinstance(x, dict)
   )
-  flat = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+  flat = {path_name(p): x for p, x in leaves}
   depths = {group_index(p): jax.tree.leaves(x)[0].shape[0] for p, x in flat.items()}
   found = {}
   for path, leaf in flat.items():
@@ -99,7 +100,7 @@ def places(config: ModelConfig, groups) -> dict[str, Place]:
   depths = layer_groups(groups, config.depth)
   found = {}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-    path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+    path = path_name(key_path)
     if path in TOP:
       found[path] = Place([TOP[path]], leaf.shape, False, path == "head")
       continue

@@ -20,6 +20,7 @@ from jaxpeft.checkpoints.hf_names import group_index, places
 from jaxpeft.linear import is_node
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.transformer.config import ModelConfig
+from jaxpeft.tree import path_name
 
 _SHARD_BYTES = 5 * 10**9  # per file
 
@@ -40,7 +41,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
   """
   directory = pathlib.Path(directory)
   flat = {
-    jax.tree_util.keystr(p, simple=True, separator="/"): x
+    path_name(p): x
     for p, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
   }
   finish = finish or (lambda path, leaf: leaf)

@@ -19,6 +19,7 @@ from jaxpeft.checkpoints import hf, hf_names, peft_methods
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
 from jaxpeft.parallel import distributed
+from jaxpeft.tree import path_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -169,7 +170,7 @@ def load(directory, params):
   adapted = adapters.adapt(params, rules, jax.random.key(0))
 
   def put(key_path, node):
-    path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+    path = path_name(key_path)
     if path not in fill:
       return node
     new = fill[path]

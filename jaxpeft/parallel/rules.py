@@ -13,6 +13,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxpeft.linear import is_node
+from jaxpeft.tree import path_name
 
 # logical axis -> mesh axes that split it; those that the mesh does not have are ignored
 TABLE = {
@@ -56,7 +57,7 @@ def specs(tree, without: tuple[str, ...] = ()):
   """
 
   def one(path, node):
-    path = jax.tree_util.keystr(path, simple=True, separator="/")
+    path = path_name(path)
     axes = next(
       (axes for end, axes in WEIGHTS.items() if re.search(rf"(^|/){end}$", path)), ()
     )

@@ -1,4 +1,4 @@
-"""4-bit weights (NF4) and products with them.
+"""4-bit weights (NF4) and products with them, in plain JAX or with `jaxpeft_kernels`.
 
-May import `parallel` and what stands below it. The kernels are in `jaxpeft_kernels`.
+This package may import `parallel` and the rooms below it.
 """

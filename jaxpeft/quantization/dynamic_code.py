@@ -1,7 +1,8 @@
-"""The 8-bit dynamic code of bitsandbytes, which double quantization uses.
+"""The values of bitsandbytes' 8-bit dynamic code, used for double quantization.
 
-Signed, with a variable exponent [Dettmers 2016, arXiv:1511.04561]. As literals:
-computing them anew differs by one unit in the last place between libraries.
+The code is signed and has a variable exponent [Dettmers 2016, arXiv:1511.04561]. The
+values are written out here, because libraries that compute them differ in the last
+place.
 """
 
 import numpy as np
@@ -30,7 +31,7 @@ _POSITIVE = """
 0.992968738
 """
 _VALUES = np.array(_POSITIVE.split(), np.float32)
-# float32[256], ascending; its negative end has no -1.
+# float32[256]: the value of each code, in ascending order. 1 is among them, -1 is not.
 DYNAMIC_MAP = np.concatenate(
   [-_VALUES[::-1], np.zeros(1, np.float32), _VALUES, np.ones(1, np.float32)]
 )

@@ -1,17 +1,18 @@
 """Products with 4-bit weights: kernels on NVIDIA GPUs and TPUs, plain JAX elsewhere.
 
-A weight is dequantized by a kernel and multiplied by XLA's product; of few rows, the
-product is formed from the codes. The kernels (`jaxpeft_kernels`) are used on TPUs, for
-CUDA where jax-triton is installed, and for inputs in whole groups of 128.
+Usually a kernel dequantizes the weight, and XLA computes the product. If x has few
+rows, another kernel computes the product directly from the codes. The kernels
+(`jaxpeft_kernels`) run on TPUs, and on NVIDIA GPUs if jax-triton is installed, for
+weights whose number of inputs is a multiple of 128.
 
-On a mesh of several GPUs the kernels work on each device's own part of a weight, and
-none is gathered for it, if the mesh divides outputs and groups of inputs. Else, and for
-TPUs, it is plain JAX, but for a `jax.shard_map` over all axes. A mesh is known by the
-arrays placed on it, or by `jax.set_mesh`; `jax.jit(in_shardings=...)` alone does not
-tell of it, and its weights would be gathered.
+On a mesh of several GPUs, each device's kernel works on that device's part of a weight,
+and no weight is gathered, if the mesh divides the outputs and the groups of inputs
+evenly. Otherwise, and on a mesh of TPUs, plain JAX is used, except inside a
+`jax.shard_map` over all axes. The mesh is recognized from arrays that are placed on it
+or from `jax.set_mesh`. `jax.jit(in_shardings=...)` alone does not reveal it here, and
+weights would then be gathered.
 
-Axes: `[..., in]` inputs, out outputs; codes and scales as `nf4.NF4` has them, of one
-layer.
+Axes: in inputs, out outputs. Codes and scales are those of one layer of `nf4.NF4`.
 """
 
 import functools
@@ -39,19 +40,20 @@ CODE = np.array(
   ],
   np.float32,
 )  # fmt: skip
-_TILE, _MOST_TILES = 2**24, 8  # numbers of a weight dequantized at once; tiles at most
-# Most rows of x that are multiplied from the codes. By an H100's bandwidth and peak it
-# wins up to 256; not timed yet (kernels/bench/nf4.py), and so kept to one tile of rows.
+_TILE, _MOST_TILES = 2**24, 8  # numbers dequantized at once, and the most tiles
+# The most rows of x for which products are computed directly from the codes. An H100's
+# bandwidth and peak suggest 256; that has not been timed yet (kernels/bench/nf4.py), so
+# the limit is one tile of rows.
 FUSED_ROWS = 64
 
 
 def values(codes, scale, dtype):
-  """The transpose [out, in] of a weight, rounded once to a dtype.
+  """The dense transpose [out, in] of a weight, rounded once, to `dtype`.
 
   Args:
     codes: uint8[out, in / 2].
     scale: float32[out, in / 64].
-    dtype: of the result.
+    dtype: dtype of the result.
   """
   plain = functools.partial(_values, dtype=dtype)
   ways = _ways(codes, scale)
@@ -73,7 +75,7 @@ def values(codes, scale, dtype):
 
   @one.def_vmap
   def _(size, batched, *args):
-    # A stack of weights is one with more rows.
+    # A stack of weights is treated as one weight with more outputs.
     args = (_stack(x, size, b) for x, b in zip(args, batched, strict=True))
     flat = one(*(x.reshape(-1, x.shape[-1]) for x in args))
     return flat.reshape(size, -1, flat.shape[-1]), True
@@ -85,16 +87,17 @@ def forward(x, codes, scale, dtype):
   """x [..., in] -> x @ W [..., out], in x's dtype.
 
   Args:
-    x: to multiply.
+    x: float[..., in].
     codes: uint8[out, in / 2].
     scale: float32[out, in / 64].
-    dtype: that weights are rounded to before x's.
+    dtype: the weight is rounded to this dtype first, and then to x's.
   """
-  # A kernel rounds once, to x's dtype, and sums in float32.
+  # The kernel rounds the weight only once, to x's dtype; both ways must agree.
   once = jnp.promote_types(dtype, x.dtype) == dtype and x.dtype.itemsize <= 4
   ways = _ways(codes, x, scale)
   kernels = _usable(kernels_for(codes), codes, ways)
-  many = ways > 1 and x.size // x.shape[-1] > FUSED_ROWS  # and not to be reshaped
+  # On a mesh, flattening many rows as below could reshard x.
+  many = ways > 1 and x.size // x.shape[-1] > FUSED_ROWS
   if not (kernels and once) or many:
     return dequantized(x, codes, scale, dtype)
 
@@ -118,7 +121,7 @@ def forward(x, codes, scale, dtype):
     if batched[1] or batched[2]:
       args = [_stack(x, size, b) for x, b in zip(args, batched, strict=True)]
       return lax.map(lambda args: product(*args), tuple(args)), True
-    # Rows of a batch are rows, and may be too many for the kernel.
+    # Merge the batch into the rows; `product` checks again whether they are few.
     x, *weight = args
     y = product(x.reshape(-1, x.shape[-1]), *weight)
     return y.reshape(*x.shape[:-1], -1), True
@@ -128,7 +131,7 @@ def forward(x, codes, scale, dtype):
 
 
 def dequantized(x, codes, scale, dtype):
-  """`forward` for any number of rows: the weight is dequantized first, in tiles."""
+  """`forward` by dequantizing the weight first, tile by tile."""
 
   def product(codes, scale):
     w = values(codes, scale, dtype).astype(x.dtype)
@@ -138,7 +141,7 @@ def dequantized(x, codes, scale, dtype):
 
 
 def backward(g, codes, scale, dtype):
-  """g [..., out] -> g @ W.T [..., in], in g's dtype; else as `forward`."""
+  """g [..., out] -> g @ W.T [..., in], in g's dtype; arguments as in `forward`."""
 
   def product(codes, scale):
     return g @ values(codes, scale, dtype).astype(g.dtype)
@@ -147,19 +150,19 @@ def backward(g, codes, scale, dtype):
 
 
 def kernels_for(codes) -> dict:
-  """{platform: kernels} that are used where this turns out to be compiled for it."""
+  """{platform: kernels} that can be used for these codes, see `by_platform`."""
   package = _kernel_package()
   return package.by_platform() if package and codes.shape[1] % 64 == 0 else {}
 
 
 def half(inputs: int) -> int:
-  """Codes in one nibble before the other one's turn."""
+  """Half a group: how many consecutive codes are low, or high, nibbles; see `pack`."""
   return 64 if inputs % 128 == 0 else 32
 
 
 def _values(codes, scale, table, dtype):
   rows, bytes_ = codes.shape
-  # Shifts by broadcast and no concatenation: one loop for XLA:GPU.
+  # Broadcast shifts instead of a concatenation: XLA:GPU fuses this into one loop.
   pairs = codes.reshape(rows, -1, 1, half(2 * bytes_))
   codes = (pairs >> (4 * lax.broadcasted_iota(jnp.uint8, (2, 1), 0))) & 15
   numbers = jnp.asarray(table)[codes].reshape(rows, -1, BLOCK)
@@ -167,10 +170,11 @@ def _values(codes, scale, table, dtype):
 
 
 def _usable(kernels: dict, codes, ways: int) -> dict:
-  """Those of the kernels that can work on parts of a weight, cut in so many at most.
+  """The kernels that can work on a weight split into up to `ways` parts.
 
-  The compiler for TPUs cannot cut them. Where outputs or groups of inputs are not even,
-  it would cut by part of a mesh's axis, which `custom_partitioning` cannot name.
+  The TPU compiler cannot split kernels. If `ways` does not divide outputs and groups of
+  inputs evenly, XLA might split along a part of a mesh axis, which
+  `custom_partitioning` cannot express.
   """
   outputs, half = codes.shape
   even = outputs % ways == half // 64 % ways == 0
@@ -178,22 +182,22 @@ def _usable(kernels: dict, codes, ways: int) -> dict:
 
 
 def _by_parts(f, codes, rows: int = 0, ways: int = 1):
-  """f, on every device of that part of codes which it has.
+  """`f`, partitioned so that every device applies it to its own part of the codes.
 
   Args:
-    f: (codes, scale, table) -> [out, in], of whole groups of 128 inputs, each by
-      itself; or, with rows, (x [rows, in], codes, scale, table) -> [rows, out], to be
-      summed over the groups.
+    f: if rows is 0, (codes, scale, table) -> [out, in], where each group of 128 inputs
+      is independent; otherwise (x [rows, in], codes, scale, table) -> [rows, out],
+      which is a sum over the groups.
     codes: uint8[out, in / 2].
-    rows: of x.
-    ways: the most parts of anything.
+    rows: number of rows of x, or 0.
+    ways: the most parts into which the mesh can split an axis.
   """
 
   def partition(mesh, arguments, result):
     places = tuple(x.sharding for x in arguments)
     if not rows:
       return mesh, f, result.sharding, places
-    # The weight stays where it is, and x comes to its groups of inputs.
+    # The weight stays in place; x is resharded to match the weight's groups of inputs.
     (of_x, _), (outputs, groups) = map(_axes, places[:2])
     of_x = tuple(axis for axis in of_x if axis not in outputs + groups)
     x, y = (NamedSharding(mesh, P(of_x, axes)) for axes in (groups, outputs))
@@ -219,25 +223,26 @@ def _by_parts(f, codes, rows: int = 0, ways: int = 1):
 
 
 def _axes(place: NamedSharding) -> list[tuple[str, ...]]:
-  """The axes of the mesh that cut each of an array's two."""
+  """The mesh axes that split each of the two axes of a matrix."""
   spec = (*place.spec, None, None)[:2]
   return [x if isinstance(x, tuple) else (x,) if x else () for x in spec]
 
 
 def _by_tiles(product, codes, scale, axis: int):
-  """product(codes, scales) of a large weight, some of its outputs or inputs at a time.
+  """product(codes, scale), computed in tiles of a large weight.
 
-  No more than a tile is dequantized at once; the products are the same.
+  Only one tile is dequantized at a time. The result is the same as without tiles.
 
   Args:
-    product: (uint8[out, in / 2], float32[out, in / 64]) -> [..., n].
-    codes: of the weight.
-    scale: of the weight.
-    axis: 0 cuts the weight's outputs, and 1 its inputs, in whole groups of codes.
+    product: (uint8[out, in / 2], float32[out, in / 64]) -> [..., n], where n is the
+      weight's outputs or inputs, see axis.
+    codes: uint8[out, in / 2].
+    scale: float32[out, in / 64].
+    axis: 0 splits the outputs, 1 the inputs, in whole groups of codes.
   """
   size = len(codes) if axis == 0 else 2 * codes.shape[1]
   units = size if axis == 0 else size // (2 * half(size))
-  ways = sharding.cut("heads")  # every tile takes its part of what each device has
+  ways = sharding.cut("heads")  # each tile has an equal part of every device's share
   ways = ways if units % ways == 0 else 1
   fits = [n for n in range(1, _MOST_TILES + 1) if units % (n * ways) == 0]
   count = next((n for n in fits if 2 * codes.size / ways / n <= _TILE), fits[-1])
@@ -262,7 +267,7 @@ def _by_tiles(product, codes, scale, axis: int):
 
 @functools.cache
 def _kernel_package():
-  """jaxpeft_kernels, or None in a checkout that is not installed."""
+  """The package jaxpeft_kernels, or None if it is not installed."""
   try:
     return importlib.import_module("jaxpeft_kernels")
   except ImportError:
@@ -270,7 +275,7 @@ def _kernel_package():
 
 
 def _ways(*args) -> int:
-  """Over how many devices the compiler may cut arrays."""
+  """The largest number of parts into which XLA may split an array on the mesh."""
   meshes = [jax.sharding.get_abstract_mesh()]
   meshes += [getattr(jax.typeof(x).sharding, "mesh", None) for x in args]
   return max(

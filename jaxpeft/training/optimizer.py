@@ -11,6 +11,7 @@ import optax.contrib
 
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.training import scaled_gd as precondition_
+from jaxpeft.tree import path_name
 
 
 def schedule(lr: float, kind: str, warmup: float, final_lr: float, steps: int):
@@ -139,7 +140,7 @@ def _by_group(make_one, groups):
     used = set()
 
     def label(path, _):
-      path = jax.tree_util.keystr(path, simple=True, separator="/")
+      path = path_name(path)
       found = [group for group, regex in rules.items() if regex.fullmatch(path)]
       if len(found) > 1:
         raise InputError(f"optim.groups {found} all match {path}; make them disjoint")

@@ -1,14 +1,21 @@
-"""Times products with NF4 weights on a GPU, after it has checked their numbers.
+"""Checks the numbers of products with NF4 weights on a GPU, and then times them.
 
   python kernels/bench/nf4.py --out=nf4.json       (one NVIDIA GPU)
-  python kernels/bench/nf4.py --rehearse           (a CPU; no figure means anything)
+  python kernels/bench/nf4.py --rehearse           (a CPU; its times mean nothing)
 
-Columns, in microseconds: our kernel from the codes; our kernel that dequantizes, then
-XLA's product; that in plain JAX; bfloat16 weights; bitsandbytes, if it is installed.
-A star is what `jaxpeft` chooses. Beside them what the bytes that have to move and the
-operations take at best. Every product reads another of 8 copies of the weight, so that
-none comes from the cache; those products, many times over, are one jitted loop
-(bitsandbytes': one CUDA graph). JSON is written after every row.
+The columns, in microseconds per product, are:
+
+  codes           our kernel that multiplies directly from the codes
+  dequantize      our kernel that dequantizes, followed by XLA's product
+  plain           the same in plain JAX
+  bfloat16        XLA's product with a bfloat16 weight
+  bitsandbytes    its product, if it is installed
+  floor           the least time that the bytes moved and the operations can take
+  floor bfloat16  the same with a bfloat16 weight
+
+A star marks the column that jaxpeft chooses. Products take turns on 8 copies of the
+weight, so that none is read from a cache. The timed program is one jitted loop over
+many products (for bitsandbytes, one CUDA graph). JSON is written after every row.
 """
 
 import contextlib
@@ -22,7 +29,9 @@ import time
 import types
 from unittest import mock
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # bitsandbytes is there
+os.environ.setdefault(
+  "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # leave memory for bitsandbytes
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +47,23 @@ from jaxpeft.quantization import nf4, nf4_matmul
 flags.DEFINE_bool("rehearse", False, "Tiny sizes in plain JAX, on any machine.")
 flags.DEFINE_string("out", "", "JSON file to write.")
 flags.DEFINE_list("shapes", "4096x4096,4096x11008,4096x14336", "Inputs x outputs.")
-flags.DEFINE_list("rows", "1,4,16,64,256,1024,2048,8192", "Of x.")
-flags.DEFINE_integer("copies", 8, "Of each weight, that a cache does not hold.")
-flags.DEFINE_float("tb_s", 3.35, "Memory bandwidth, terabytes a second.")
-flags.DEFINE_float("tflops", 989.0, "Peak of bfloat16 products, 10^12 a second.")
+flags.DEFINE_list("rows", "1,4,16,64,256,1024,2048,8192", "Rows of x, a list.")
+flags.DEFINE_integer("copies", 8, "Copies of each weight, so that no cache holds them.")
+flags.DEFINE_float("tb_s", 3.35, "Memory bandwidth in TB/s.")
+flags.DEFINE_float("tflops", 989.0, "Peak of bfloat16 products in TFLOP/s.")
 
-MOST_FUSED_ROWS = 1024  # beyond, the kernel from codes is not in question
+MOST_FUSED_ROWS = 1024  # the kernel from codes is not timed with more rows
 COLUMNS = ("codes", "dequantize", "plain", "bfloat16", "bitsandbytes")
 
 
 def product(name: str, backward: bool, kernels):
-  """(x, weight) -> product; the weight is (codes, scales), or an array for bfloat16."""
+  """A function (x, weight) -> product for a column of the table.
+
+  Args:
+    name: the column. The weight is an array for "bfloat16", otherwise (codes, scales).
+    backward: whether x is the gradient of the outputs, multiplied by W.T.
+    kernels: an object with `matmul` and `dequantize`.
+  """
   if name == "bfloat16":
     return (lambda g, w: g @ w.T) if backward else (lambda x, w: x @ w)
   if name == "codes":
@@ -64,12 +79,13 @@ def product(name: str, backward: bool, kernels):
 
 
 def loop(f, weights, x, times: int):
-  """Runs f over all weights, a number of times; the products are kept to the end."""
+  """Multiplies x by each of the weights, `times` times; returns the last products."""
 
   def body(_, carry):
     x, ys = carry[0], []
     for w in weights:
-      # As in training: no dequantized weight may be shared or taken out of the loop.
+      # As in training, every product must dequantize its weight again. Without these
+      # barriers XLA would share dequantized weights or hoist them out of the loop.
       x, w = lax.optimization_barrier((x, w))
       x, y = lax.optimization_barrier((x, f(x, w)))
       ys.append(y)
@@ -81,11 +97,11 @@ def loop(f, weights, x, times: int):
 
 
 def microseconds(run, tiny: bool) -> float:
-  """Of one product: the median of 7.
+  """Microseconds per product, the median of 7 measurements.
 
   Args:
-    run: times -> None, that many times a product with each copy.
-    tiny: once only.
+    run: a function of `times`, which computes that many products with each copy.
+    tiny: measure only once, with times = 1.
   """
   times = 1
   run(times)
@@ -104,7 +120,7 @@ def microseconds(run, tiny: bool) -> float:
 
 
 def ours(name, backward, kernels, weights, x, tiny) -> float:
-  """Microseconds of a product in JAX."""
+  """Microseconds per product in JAX; arguments as in `product` and `microseconds`."""
   f = product(name, backward, kernels)
   compiled = jax.jit(functools.partial(loop, f))
   return microseconds(
@@ -113,7 +129,7 @@ def ours(name, backward, kernels, weights, x, tiny) -> float:
 
 
 def theirs(inputs, outputs, rows, backward, tiny) -> float | None:
-  """Microseconds of bitsandbytes, or None where it is not installed."""
+  """Microseconds per product of bitsandbytes, or None if it is not installed."""
   try:
     import bitsandbytes as bnb
     import torch
@@ -133,7 +149,7 @@ def theirs(inputs, outputs, rows, backward, tiny) -> float | None:
 
   def products():
     for w, state in weights:
-      if backward:  # as its autograd does
+      if backward:  # as bitsandbytes' autograd does
         x @ bnb.functional.dequantize_4bit(w, state)
       else:
         bnb.matmul_4bit(x, w.t(), state)
@@ -156,24 +172,24 @@ def theirs(inputs, outputs, rows, backward, tiny) -> float | None:
 
 
 def floor(inputs, outputs, rows, bits: float) -> float:
-  """Microseconds that bytes of weight, x and y, or operations, take at best."""
+  """The least microseconds for the bytes of weight, x and y, or for the operations."""
   f = flags.FLAGS
   moved = inputs * outputs * bits / 8 + 2 * rows * (inputs + outputs)
   return max(moved / f.tb_s, 2 * rows * inputs * outputs / f.tflops) / 1e6
 
 
 def quantized(seed: int, inputs: int, outputs: int):
-  """(codes, scales, bfloat16 weight [inputs, outputs]) of random numbers."""
+  """(codes, scales, bfloat16 weight [inputs, outputs]) of a random weight."""
   w = jax.random.normal(jax.random.key(seed), (inputs, outputs), jnp.bfloat16)
   node = nf4.quantize(w)
   return node.codes, nf4.scales(node), w
 
 
 def check(kernels, tiny: bool):
-  """Bits of the dequantized, and products against float64.
+  """Compares dequantized weights bit for bit, and products with float64.
 
   Raises:
-    InputError: some are wrong.
+    InputError: a weight or a product is wrong.
   """
   inputs = 256 if tiny else 4096
   for outputs in (72,) if tiny else (1000, 4096):
@@ -194,11 +210,11 @@ def check(kernels, tiny: bool):
         error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
         if not error < limit:
           raise InputError(f"{dtype} M={rows} N={outputs}: error {error:.1e} > {limit}")
-  print("numbers: dequantized bit for bit, products within a rounding of float64")
+  print("numbers: dequantized bit for bit, products within rounding error of float64")
 
 
 def row(shape, rows, backward, kernels, tiny) -> dict:
-  """One row of the table."""
+  """One row of the table, as a dict."""
   inputs, outputs = shape
   made = [quantized(i, inputs, outputs) for i in range(flags.FLAGS.copies)]
   packed, dense = [w[:2] for w in made], [w[2] for w in made]
@@ -214,7 +230,7 @@ def row(shape, rows, backward, kernels, tiny) -> dict:
   out["bitsandbytes"] = theirs(inputs, outputs, rows, backward, tiny)
   few = rows <= nf4_matmul.FUSED_ROWS and not backward
   out["chosen"] = "codes" if few else "dequantize"
-  # 4 bits and a float32 scale for 64 of them.
+  # 4 bits per number and a float32 scale per 64 numbers make 4.5 bits.
   out["floor"], out["floor_bfloat16"] = (
     floor(inputs, outputs, rows, bits) for bits in (4.5, 16)
   )
@@ -222,7 +238,7 @@ def row(shape, rows, backward, kernels, tiny) -> dict:
 
 
 def show(row: dict):
-  """Prints a row."""
+  """Prints one row of the table."""
   print(
     f"{row['product']:>3}{row['inputs']:>7}{row['outputs']:>7}{row['rows']:>6}", end=""
   )
@@ -252,7 +268,7 @@ def main(argv):
   else:
     kernels = jaxpeft_kernels.by_platform()["cuda"]
   check(kernels, f.rehearse)
-  print(f"{device.device_kind}, jax {jax.__version__}; microseconds a product")
+  print(f"{device.device_kind}, jax {jax.__version__}; microseconds per product")
   print(f"{'':>3}{'in':>7}{'out':>7}{'M':>6}", end="")
   print("".join(f"{n:>15}" for n in (*COLUMNS, "floor", "floor bfloat16")))
   table = []

@@ -1,7 +1,8 @@
-"""Kernels of jaxpeft for NVIDIA GPUs and TPUs, each beside its plain JAX.
+"""jaxpeft's kernels for NVIDIA GPUs and TPUs, each with a reference in plain JAX.
 
-For GPUs in Triton, called with jax-triton; for TPUs in Pallas. `by_platform` tells
-which can be built here; without either only plain JAX (`_ref`) can be called.
+GPU kernels are written in Triton and called with jax-triton; TPU kernels are written in
+Pallas. `by_platform` returns those that can be built here. The references (`*_ref`)
+always work. This package imports neither jaxpeft nor, until a kernel is called, Triton.
 """
 
 import functools
@@ -17,9 +18,9 @@ __all__ = ["by_platform", "dequantize_ref", "matmul_ref"]
 
 @functools.cache
 def by_platform() -> dict:
-  """{platform: module with `dequantize` and `matmul`}, of those that can be built here.
+  """{platform: module with `dequantize` and `matmul`} that can be built here.
 
-  For CUDA that takes jax-triton, for TPUs libtpu.
+  "cuda" needs jax-triton, and "tpu" needs libtpu.
   """
   found = {"cuda": nf4} if available() else {}
   if importlib.util.find_spec("libtpu"):

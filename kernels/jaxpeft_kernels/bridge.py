@@ -1,7 +1,7 @@
-"""All contact with names that change from version to version: jax-triton's, JAX's.
+"""Hides differences between versions of jax-triton and JAX from the kernels.
 
-Works with 0.3.1 and with 0.4 (which names the results `out_type`). A kernel's arguments
-are in jax-triton's order: arrays and numbers in, arrays out, then constants.
+Works with jax-triton 0.3.1 and 0.4. A Triton kernel takes its arguments in jax-triton's
+order: input arrays and numbers, output arrays, then constants.
 """
 
 import functools
@@ -12,12 +12,12 @@ import re
 import jax
 from jax.interpreters import partial_eval
 
-_H100 = 90  # compute capability compiled for where no GPU is to be asked
+_H100 = 90  # compute capability to compile for if this machine has no GPU
 
 
 @functools.cache
 def _jax_triton():
-  """The module, or None.
+  """The module jax_triton, or None if it cannot be imported.
 
   Versions before 0.4 cannot be imported without JAX's CUDA plugin.
   """
@@ -28,26 +28,29 @@ def _jax_triton():
   primitive = module.triton_lib.triton_kernel_call_p
   rule = partial_eval.dce_rules.get(primitive)
   if rule:
-    # 0.4.0's rule for results that nobody uses lacks an argument that JAX 0.12 gives.
+    # The rule that removes unused results lacks, in jax-triton 0.4.0, an argument that
+    # JAX 0.12 passes.
     partial_eval.dce_rules[primitive] = lambda used, *rest: rule(used, rest[-1])
   return module
 
 
 def available() -> bool:
-  """Whether kernels can be lowered here: for the GPU at hand, or for an H100."""
+  """Whether Triton kernels can be lowered, for this machine's GPU or else an H100."""
   return _jax_triton() is not None
 
 
 def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
-  """Traces a Triton kernel into a JAX computation, for CUDA only; no AD and no vmap.
+  """The result of a Triton kernel, as part of a JAX computation for CUDA.
+
+  It supports neither differentiation nor vmap.
 
   Args:
     kernel: a `triton.jit` function.
-    *arguments: its inputs, arrays and whole numbers.
+    *arguments: its inputs, arrays and integers.
     out: jax.ShapeDtypeStruct of its result.
-    grid: tuple of at most three whole numbers, of programs.
-    warps: of each program.
-    stages: of the pipeline of loads.
+    grid: the number of programs along each of up to three axes.
+    warps: number of warps per program.
+    stages: number of stages of the load pipeline.
     **constants: its `tl.constexpr` arguments.
   """
   _use_old_assembler()
@@ -64,25 +67,29 @@ def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
     **result,
     **constants,
   )
-  # In a `jax.shard_map` the result differs between devices if an argument does.
+  # Inside `jax.shard_map`, the result varies over the mesh axes that any argument
+  # varies over.
   axes = {axis for x in arguments for axis in _varying(x)}
   return jax.lax.pcast(y, tuple(sorted(axes)), to="varying") if axes else y
 
 
 def varying_as(arguments, shape, dtype):
-  """(arguments, jax.ShapeDtypeStruct) for a Pallas call in, or out of, `jax.shard_map`.
+  """(arguments, jax.ShapeDtypeStruct of the result) for a Pallas call.
+
+  Inside `jax.shard_map`, all arguments and the result are marked as varying over the
+  mesh axes that any argument varies over. Elsewhere nothing is marked.
 
   Args:
-    arguments: arrays. If one differs between devices, all shall, and so the result.
-    shape: of the result.
-    dtype: of the result.
+    arguments: arrays.
+    shape: shape of the result.
+    dtype: dtype of the result.
   """
   axes = {axis for x in arguments for axis in _varying(x)}
   if not axes:
     return arguments, jax.ShapeDtypeStruct(shape, dtype)
   names = inspect.signature(jax.ShapeDtypeStruct.__init__).parameters
   kind = dict(vma=frozenset(axes))
-  if "vma" not in names:  # named so since JAX 0.10.2
+  if "vma" not in names:  # renamed in JAX 0.10.2
     kind = dict(manual_axis_type=jax.sharding.ManualAxisType(varying=frozenset(axes)))
   cast = [
     jax.lax.pcast(x, tuple(sorted(axes - set(_varying(x)))), to="varying")
@@ -94,10 +101,11 @@ def varying_as(arguments, shape, dtype):
 
 
 def _use_old_assembler():
-  """Has Triton write what JAX's assembler can read.
+  """Makes Triton emit PTX that JAX's assembler accepts.
 
-  Since 3.9 it writes, for an H100 too, the language of its newer assembler (CUDA 13.4);
-  JAX assembles that again with the one it finds, which may be older, and refuses.
+  Since 3.9 Triton emits the PTX version of its newer assembler (CUDA 13.4), even for an
+  H100. JAX assembles that PTX again with its own ptxas, which may be older and then
+  rejects it.
   """
   if all(c < 10 for c in _capabilities()):
     knobs = importlib.import_module("triton").knobs.nvidia
@@ -105,14 +113,14 @@ def _use_old_assembler():
 
 
 def _capabilities() -> list[float]:
-  """Compute capabilities of the NVIDIA GPUs here; what AMD's have is no number."""
+  """Compute capabilities of the local NVIDIA GPUs; those of AMD GPUs are no numbers."""
   names = [getattr(d, "compute_capability", "") for d in jax.local_devices()]
   return [float(x) for x in names if re.fullmatch(r"\d+\.\d+", x)]
 
 
 def _varying(x):
-  """Axes of a `jax.shard_map`'s mesh along which x differs."""
+  """The mesh axes of a `jax.shard_map` over which x varies."""
   aval = jax.typeof(x)
-  # Named so since JAX 0.10.2.
+  # JAX 0.10.2 renamed `vma`.
   kind = getattr(aval, "manual_axis_type", None)
   return aval.vma if kind is None else kind.varying

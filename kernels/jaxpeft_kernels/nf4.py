@@ -1,16 +1,18 @@
-"""Weights of 4-bit codes: dequantized, and multiplied from their codes.
+"""4-bit weights on NVIDIA GPUs: dequantized, or multiplied directly from their codes.
 
-A weight [N, K] is uint8[N, K / 2] and float32[N, K / 64]: of each group of 128 columns
-the first 64 are the low nibbles of 64 bytes, the others the high ones, so that a nibble
-plane is a tile of consecutive columns with one scale a row. A code is an index into a
-table float32[16]. Axes: M rows of x, N outputs, K inputs (a multiple of 128).
+A weight [N, K] consists of codes uint8[N, K / 2] and scales float32[N, K / 64]. Of each
+group of 128 columns, the first 64 are the low nibbles of 64 bytes and the other 64 are
+the high nibbles. The low nibbles of a group are thus consecutive columns with one scale
+per row, and so are the high ones. A code is an index into a table float32[16].
+Axes: M rows of x, N outputs, K inputs (a multiple of 128).
 
-There is no fused product for the gradient g @ W. Training has thousands of rows, where
-dequantizing first costs a part (14 of 101 us for 4096 x 4096 and 2,048 rows, from an
-H100's bandwidth and peak) and leaves the product to cuBLAS; a fused loop decodes each
-weight again for every tile of rows, and would have to reach 86 % of that peak to be
-even. bitsandbytes and Unsloth do the same. `matmul` is for few rows, as in decoding,
-where time is the weight's bytes.
+`matmul` is for few rows, as in decoding, where the time is that of reading the weight.
+There is no such kernel for the gradient g @ W. Training has thousands of rows, where
+dequantizing first takes a small part of the time (14 of 101 us for 4096 x 4096 and
+2,048 rows, computed from an H100's bandwidth and peak) and leaves the product to
+cuBLAS. A fused kernel would decode each weight again for every tile of rows, and would
+have to reach 86 % of the peak just to break even. bitsandbytes and Unsloth dequantize
+first, too.
 """
 
 import importlib
@@ -24,21 +26,21 @@ from jax import lax
 from jaxpeft_kernels import bridge
 
 GROUP = 128  # columns per 64 bytes of codes
-_ROWS = 16  # of a program that dequantizes
-_PROGRAMS = 264  # at most, by splitting: two for each multiprocessor of an H100
+_ROWS = 16  # rows of the weight per program of `dequantize`
+_PROGRAMS = 264  # K is not split into more programs: two per multiprocessor of an H100
 
 
 class Tile(NamedTuple):
-  """How a product is cut into programs."""
+  """How a product is divided into programs."""
 
-  rows: int  # of x
-  outputs: int
-  splits: int  # of K, summed afterwards
-  stages: int
-  warps: int
+  rows: int  # rows of x per program
+  outputs: int  # outputs per program
+  splits: int  # parts of K, each its own program; their results are summed afterwards
+  stages: int  # of the load pipeline
+  warps: int  # per program
 
 
-# For numbers of 16 bits, and of 32; in order of rows, the last one for all beyond, too.
+# For 16-bit and for 32-bit x. The first tile with enough rows is used, or the last one.
 TILES = (
   (
     Tile(16, 32, 1, 6, 4),
@@ -57,7 +59,7 @@ def dequantize(codes, scales, table, dtype):
     codes: uint8[N, K / 2].
     scales: float32[N, K / 64].
     table: float32[16], the value of each code.
-    dtype: of the result.
+    dtype: dtype of the result.
   """
   outputs, half = codes.shape
   kernels = importlib.import_module("jaxpeft_kernels.nf4_triton")
@@ -86,16 +88,16 @@ def dequantize_ref(codes, scales, table, dtype):
 
 
 def matmul(x, codes, scales, table, tile: Tile | None = None):
-  """x [M, K] -> x @ W.T [M, N], in x's dtype; no dequantized weight in memory.
+  """x [M, K] -> x @ W.T [M, N], in x's dtype, without a dequantized weight in memory.
 
-  Weights are rounded to x's dtype, and products summed in float32.
+  Weights are rounded to x's dtype, and products are summed in float32.
 
   Args:
     x: bfloat16, float16 or float32 [M, K].
     codes: uint8[N, K / 2].
     scales: float32[N, K / 64].
     table: float32[16].
-    tile: None is `tile_for`'s.
+    tile: None takes that of `tile_for`.
   """
   rows, inputs = x.shape
   outputs = codes.shape[0]
@@ -121,7 +123,7 @@ def matmul(x, codes, scales, table, tile: Tile | None = None):
     OUTPUTS=tile.outputs,
     SPLITS=tile.splits,
   )
-  # Summed in a fixed order, unlike atomic additions: runs stay repeatable.
+  # Summed in a fixed order, unlike with atomic additions, so that runs are repeatable.
   return parts[0] if whole else parts.sum(0).astype(x.dtype)
 
 
@@ -134,10 +136,11 @@ def matmul_ref(x, codes, scales, table):
 
 
 def tile_for(rows: int, outputs: int, inputs: int, dtype) -> Tile:
-  """The tile for M, N, K. Chosen from compiled code and bytes in flight, not timed yet.
+  """The tile for M = rows, N = outputs and K = inputs.
 
-  A weight is decoded once for each tile of rows: up to 64 rows are one tile. Few
-  outputs are too few programs to keep enough loads under way, so K is split.
+  A weight is decoded once for every tile of rows, so up to 64 rows are one tile. With
+  few outputs there are too few programs to keep enough loads in flight, so K is split.
+  The choices follow from compiled code and bytes in flight; they are not timed yet.
   """
   wide = jnp.dtype(dtype).itemsize > 2
   tiles = TILES[wide]

@@ -1,9 +1,10 @@
-"""Weights of 4-bit codes on a TPU, in Pallas; layout and names as in `nf4`.
+"""4-bit weights on TPUs, in Pallas; the layout and the names are those of `nf4`.
 
-A code's value is gathered along the lanes of a register that holds the table, and its
-scale along those of a row of scales: one operation for 128 weights each. Both nibble
-planes of 128 bytes are decoded at once, so inputs have to be a multiple of 256; where
-they are not, and where a tile does not fit a core's memory, plain JAX does the same.
+A gather along the lanes of a register that holds the table gives the values of 128
+codes in one operation, and a gather along a row of scales gives their scales. The low
+and the high nibbles of 128 bytes are decoded together, so the inputs must be a multiple
+of 256. If they are not, or if a tile does not fit a core's memory, plain JAX computes
+the same.
 """
 
 import functools
@@ -17,9 +18,14 @@ from jaxpeft_kernels import bridge
 from jaxpeft_kernels.nf4 import dequantize_ref
 
 _LANES = 128
-_DTYPES = (jnp.bfloat16, jnp.float32)  # that a core multiplies
-_TILES = (256, 128, 64, 32)  # rows of a weight in a program; 128 at least of a product
-_BYTES = 10 * 2**20  # of its blocks, twice; a core has 16 MiB for a program
+_DTYPES = (jnp.bfloat16, jnp.float32)  # dtypes that a core can multiply
+_TILES = (
+  256,
+  128,
+  64,
+  32,
+)  # rows of the weight per program; `matmul` needs 128 or more
+_BYTES = 10 * 2**20  # limit for a program's double-buffered blocks; a core has 16 MiB
 
 
 def dequantize(codes, scales, table, dtype, interpret: bool = False):
@@ -29,8 +35,8 @@ def dequantize(codes, scales, table, dtype, interpret: bool = False):
     codes: uint8[N, K / 2].
     scales: float32[N, K / 64].
     table: float32[16], the value of each code.
-    dtype: of the result.
-    interpret: on any device, for tests.
+    dtype: dtype of the result.
+    interpret: run in Pallas' interpreter, on any device, for tests.
   """
   outputs, half = codes.shape
   low, high = _planes_of(scales)
@@ -52,16 +58,16 @@ def dequantize(codes, scales, table, dtype, interpret: bool = False):
 
 
 def matmul(x, codes, scales, table, interpret: bool = False):
-  """x [M, K] -> x @ W.T [M, N], in x's dtype; no dequantized weight in memory.
+  """x [M, K] -> x @ W.T [M, N], in x's dtype, without a dequantized weight in memory.
 
-  Weights are rounded to x's dtype, and products summed in float32.
+  Weights are rounded to x's dtype, and products are summed in float32.
 
   Args:
-    x: bfloat16 or float32 [M, K], of few rows.
+    x: bfloat16 or float32 [M, K] with few rows.
     codes: uint8[N, K / 2].
     scales: float32[N, K / 64].
     table: float32[16].
-    interpret: on any device, for tests.
+    interpret: run in Pallas' interpreter, on any device, for tests.
   """
   count, (outputs, half) = len(x), codes.shape
   low, high = _planes_of(scales)
@@ -72,7 +78,7 @@ def matmul(x, codes, scales, table, interpret: bool = False):
     w = dequantize(codes, scales, table, x.dtype, interpret)
     y = jnp.einsum("mk,nk->mn", x, w, preferred_element_type=jnp.float32)
     return y.astype(x.dtype)
-  # The inputs of a nibble plane stand together, as its codes do.
+  # Separate the inputs that belong to low nibbles from those that belong to high ones.
   planes = x.reshape(count, -1, 2, 64).swapaxes(1, 2).reshape(count, 2, half)
   arguments, out = bridge.varying_as(
     [planes[:, 0], planes[:, 1], codes, low, high, _row_of(table)],
@@ -91,13 +97,14 @@ def matmul(x, codes, scales, table, interpret: bool = False):
 
 
 def _dequantize(codes, low, high, table, out):
-  """Pallas: some rows of the weight [rows, K]."""
+  """The body of `dequantize`: writes some rows of the weight, [rows, K]."""
   lane = lax.broadcasted_iota(jnp.int32, (len(codes), _LANES), 1)
   swapped = functools.partial(pltpu.roll, shift=64, axis=1)
 
   def step(j, _):
     first, second = _values(j, codes, low, high, table)
-    # Of bytes b and c, 64 each, in `first` their low nibbles, in `second` the high.
+    # b and c are the groups of the first and the last 64 bytes. `first` holds the low
+    # nibbles of both, `second` the high ones.
     b = jnp.where(lane < 64, first, swapped(second))
     c = jnp.where(lane < 64, swapped(first), second)
     for i, part in enumerate((b, c)):
@@ -108,7 +115,7 @@ def _dequantize(codes, low, high, table, out):
 
 
 def _matmul(x_low, x_high, codes, low, high, table, out):
-  """Pallas: some columns of the product [M, columns]."""
+  """The body of `matmul`: writes some columns of the product, [M, columns]."""
   exact = lax.Precision.HIGHEST if x_low.dtype == jnp.float32 else None
 
   def step(j, total):
@@ -130,11 +137,12 @@ def _matmul(x_low, x_high, codes, low, high, table, out):
 
 
 def _values(j, codes, low, high, table):
-  """float32[rows, 128] twice, of both nibbles of the j-th 128 bytes: weights."""
+  """Weights float32[rows, 128], of low and of high nibbles, of the j-th 128 bytes."""
   bytes_ = codes[:, pl.ds(pl.multiple_of(j * _LANES, _LANES), _LANES)].astype(jnp.int32)
   lane = lax.broadcasted_iota(jnp.int32, bytes_.shape, 1)
   table = jnp.broadcast_to(table[...], bytes_.shape)
-  # 64 bytes share a scale, so 128 have two, of the 128 in every 64th row of lanes.
+  # 64 bytes share a scale, so 128 bytes have two. A row of 128 lanes holds the scales
+  # of 64 such steps.
   block = pl.ds(pl.multiple_of((j >> 6) * _LANES, _LANES), _LANES)
   scale = 2 * (j & 63) + (lane >> 6)
   take = functools.partial(jnp.take_along_axis, axis=1, mode="promise_in_bounds")
@@ -145,26 +153,26 @@ def _values(j, codes, low, high, table):
 
 
 def _planes_of(scales):
-  """Scales [N, K / 64] of the low nibbles and of the high, in whole rows of lanes."""
+  """Scales of the low and of the high nibbles, each padded to whole rows of lanes."""
   room = (0, -(scales.shape[1] // 2) % _LANES)
   return tuple(jnp.pad(scales[:, i::2], ((0, 0), room)) for i in range(2))
 
 
 def _row_of(table):
-  """float32[1, 128], a row of lanes that begins with the table."""
+  """float32[1, 128], the table padded to a row of lanes."""
   return jnp.pad(jnp.asarray(table), (0, _LANES - 16))[None]
 
 
 def _rows(tile: int, *arrays):
-  """Of each array the rows of a program."""
+  """A block specification for each array: program i reads its i-th `tile` rows."""
   return [pl.BlockSpec((tile, x.shape[1]), lambda i: (i, 0)) for x in arrays]
 
 
 def _whole(array):
-  """The array, for every program."""
+  """A block specification with which every program reads the whole array."""
   return pl.BlockSpec(array.shape, lambda i: (0, 0))
 
 
 def _tile(row: int, fixed: int = 0) -> int:
-  """The most rows of a program whose blocks fit, by their bytes; 0 where none do."""
+  """The most rows per program whose blocks fit in memory, or 0; arguments in bytes."""
   return next((n for n in _TILES if 2 * (n * row + fixed) <= _BYTES), 0)

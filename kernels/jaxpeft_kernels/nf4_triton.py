@@ -1,8 +1,8 @@
-"""The Triton code of `nf4`, whose docstring has the layout; imports triton.
+"""The Triton kernels of `nf4`, whose docstring describes the layout. Imports triton.
 
-A code's value is gathered from 16 numbers in shared memory by a flat `tl.gather`: one
-load a weight and no shuffle. A tree of `tl.where` takes 2.6 times the instructions, and
-a gather of two axes shuffles (counted in code compiled for an H100).
+A flat `tl.gather` looks up each code's value among 16 numbers in shared memory: one
+load per weight and no shuffles. A tree of `tl.where` takes 2.6 times the instructions,
+and a two-dimensional gather shuffles (counted in code compiled for an H100).
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def _values(table, codes, A: tl.constexpr, B: tl.constexpr):
-  """float32[A, B], the values of int32[A, B] codes."""
+  """The values float32[A, B] of codes int32[A, B]."""
   return tl.reshape(tl.gather(table, tl.reshape(codes, (A * B,)), axis=0), (A, B))
 
 
@@ -19,7 +19,7 @@ def _values(table, codes, A: tl.constexpr, B: tl.constexpr):
 def dequantize(
   codes, scales, table, out, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr
 ):
-  """ROWS rows of one group of 128 columns. Grid: (ceil(N / ROWS), K / 128)."""
+  """Writes ROWS rows of one group of 128 columns. Grid: (ceil(N / ROWS), K / 128)."""
   group = tl.program_id(1)
   # int64: N K may exceed 2^31.
   first = tl.program_id(0).to(tl.int64) * ROWS
@@ -49,7 +49,7 @@ def matmul(
   N: tl.constexpr, K: tl.constexpr,
   ROWS: tl.constexpr, OUTPUTS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-  """ROWS x OUTPUTS of out [SPLITS, M, N], over the K / SPLITS inputs of its split.
+  """Writes ROWS x OUTPUTS entries of out [SPLITS, M, N]: sums over K / SPLITS inputs.
 
   Grid: (ceil(N / OUTPUTS), ceil(M / ROWS), SPLITS); SPLITS divides K / 128.
   """
@@ -75,7 +75,7 @@ def matmul(
     x_low = tl.load(x, mask=in_x, other=0.0)
     x_high = tl.load(x + 64, mask=in_x, other=0.0)
     w = (_values(table, pair & 15, 64, OUTPUTS) * low).to(dtype)
-    # Only float32 meets it: plain TF32 would round, and IEEE sums spill registers.
+    # tf32x3 affects only float32 x: plain TF32 would round, IEEE would spill registers.
     total = tl.dot(x_low, w, total, input_precision="tf32x3")
     w = (_values(table, pair >> 4, 64, OUTPUTS) * high).to(dtype)
     total = tl.dot(x_high, w, total, input_precision="tf32x3")

@@ -598,7 +598,7 @@ def test_svd_cache_is_used_and_a_damaged_entry_is_made_again(tmp_path, monkeypat
   ("rules", "message"),
   [
     ({"layers_0/atn/.*": jaxpeft.LoRA()}, "matches none of"),
-    ({"layers_0/(attn": jaxpeft.LoRA()}, "is no regex"),
+    ({"layers_0/(attn": jaxpeft.LoRA()}, "is not a valid regex"),
     ({LINEARS: jaxpeft.LoRA(), ".*/q": jaxpeft.Full()}, "two adapter rules match"),
     ({".*/norm/.*": jaxpeft.LoRA()}, "takes matrices"),
     ({LINEARS: jaxpeft.LoRA(rank=129)}, "rank 129 is not between"),

@@ -109,7 +109,7 @@ def test_what_cannot_be_attached_is_refused(model):
   params = jaxpeft.attach(model.params, "one", tuned(model, jaxpeft.LoRA(), 1))
   other = model.replace(params=jax.tree.map(lambda x: x + 0.1, model.params))
   for name, adapted, message in (
-    ("two", tuned(model, jaxpeft.LoRA(rank=4), 1), "one method and shape"),
+    ("two", tuned(model, jaxpeft.LoRA(rank=4), 1), "same method and options"),
     (
       "two",
       tuned(model, jaxpeft.LoRA(), 1, match="layers_.*/attn/q"),
@@ -124,7 +124,7 @@ def test_what_cannot_be_attached_is_refused(model):
   some = jaxpeft.attach(
     model.params, "one", tuned(model, jaxpeft.LoRA(), 1, match="layers_.*/attn/q")
   )
-  with pytest.raises(InputError, match="which those attached do not"):
+  with pytest.raises(InputError, match="which the attached adapters do not"):
     jaxpeft.attach(some, "two", tuned(model, jaxpeft.LoRA(), 1))
   for adapter in (jaxpeft.PiSSA(rank=4), jaxpeft.SVF(), jaxpeft.Full()):
     with pytest.raises(InputError, match="does not keep the base"):
@@ -264,7 +264,7 @@ def test_blends_of_other_bases_are_refused_also_on_other_weights(model):
     ((jaxpeft.IA3(), jaxpeft.IA3()), {}, "no low-rank update"),
     ((jaxpeft.PiSSA(rank=4), jaxpeft.LoRA(rank=4)), {}, "another w"),
     ((jaxpeft.SVF(), jaxpeft.LoRA(rank=4)), {}, "another w|no low-rank"),
-    ((jaxpeft.SVFT(off_diagonals=1), jaxpeft.SVFT(off_diagonals=2)), {}, "patterns"),
+    ((jaxpeft.SVFT(off_diagonals=1), jaxpeft.SVFT(off_diagonals=2)), {}, "different options"),
     (
       (jaxpeft.LoRA(rank=4), jaxpeft.LoRA(rank=8)),
       dict(how="linear"),
