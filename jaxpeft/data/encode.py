@@ -82,7 +82,7 @@ def _encode_row(row, tokenizer, place: str):
   form = sources.format_of(row, place)
   if form == "messages":
     try:
-      return tokenizer.chat(row["messages"])
+      return tokenizer.chat(row["messages"], tools=row.get("tools"))
     except InputError as e:
       raise InputError(f"{place}: {e}") from e
   before, after = sources.prompt_and_completion(row, form)

@@ -104,15 +104,17 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
 def _jsonl(path: pathlib.Path) -> list[dict]:
   try:
     lines = path.read_text(encoding="utf-8").split("\n")
-  except (OSError, UnicodeDecodeError) as e:
-    raise InputError(f"cannot read the data file {path}: {e}") from e
+  except (OSError, ValueError) as e:  # a path with NUL is a ValueError
+    raise InputError(f"cannot read the data file {str(path)!r}: {e}") from e
   rows = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
       rows.append(json.loads(line))
-    except json.JSONDecodeError as e:
+    except RecursionError as e:
+      raise InputError(f"{path}, line {number}: nested too deeply") from e
+    except ValueError as e:  # also a number of over 4300 digits
       raise InputError(f"{path}, line {number}: not JSON: {e}") from e
     format_of(rows[-1], f"{path}, line {number}")
   return rows
@@ -121,17 +123,48 @@ def _jsonl(path: pathlib.Path) -> list[dict]:
 def _check_types(row: dict, name: str, place: str):
   """Raises InputError if a field of format `name` has a wrong type."""
   if name == "messages":
-    messages = row["messages"]
-    good = isinstance(messages, list) and all(
-      isinstance(m, dict)
+    _check_messages(row["messages"], place)
+    tools = row.get("tools")
+    if tools is not None and not (
+      isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    ):
+      raise InputError(f"{place}: `tools` must be a list of JSON schemas of functions")
+  else:
+    for field in FORMATS[name]:
+      if not isinstance(row[field], str):
+        kind = type(row[field]).__name__
+        raise InputError(f"{place}: `{field}` must be a text, not {kind}")
+  for field in (*FORMATS[name], "input", "tools"):
+    try:
+      json.dumps(row.get(field), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as e:
+      bad = e.object[e.start : e.start + 1].encode("unicode-escape").decode()
+      raise InputError(
+        f"{place}: `{field}` holds {bad}, half of a surrogate pair, which is no "
+        "character; remove it"
+      ) from e
+    except (ValueError, TypeError, RecursionError) as e:
+      raise InputError(f"{place}: `{field}` is no JSON data: {e}") from e
+
+
+def _check_messages(messages, place: str):
+  """Raises InputError unless these are messages as transformers accepts them.
+
+  A content is a text or a list of parts; a message with tool calls may have none.
+  """
+  good = isinstance(messages, list) and messages
+  for m in messages if good else ():
+    content = m.get("content") if isinstance(m, dict) else None
+    parts = content if isinstance(content, list) else []
+    good = (
+      good
+      and isinstance(m, dict)
       and isinstance(m.get("role"), str)
-      and isinstance(m.get("content"), str)
-      for m in messages
+      and (isinstance(content, str | list) or bool(m.get("tool_calls")))
+      and all(isinstance(part, str | dict) for part in parts)
     )
-    if not good:
-      raise InputError(f"{place}: `messages` must be a list of {{role, content}} texts")
-    return
-  for field in FORMATS[name]:
-    if not isinstance(row[field], str):
-      kind = type(row[field]).__name__
-      raise InputError(f"{place}: `{field}` must be a text, not {kind}")
+  if not good:
+    raise InputError(
+      f"{place}: `messages` must be a list of {{role, content}}, where content is a "
+      'text or a list of {"type": "text", "text": ...}'
+    )

@@ -1,12 +1,13 @@
 """Loads Hugging Face tokenizers: `tokenizer.json`, special tokens, chat template."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
 import tokenizers
 
-from jaxpeft.data import template
+from jaxpeft.data import answers, special_tokens
 from jaxpeft.errors import InputError
 
 FILES = (
@@ -16,6 +17,7 @@ FILES = (
   "generation_config.json",
   "chat_template.jinja",
 )
+TEMPLATES = "additional_chat_templates"  # a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Tokenizer:
       the first.
     chat_template: source in jinja2, or None.
     special: {name: special token} that templates may print, e.g. {"bos_token": "<s>"}.
+    tool_template: the chat template for conversations with tools, if it is another one.
   """
 
   core: tokenizers.Tokenizer
@@ -42,6 +45,7 @@ class Tokenizer:
   eos_ids: tuple[int, ...]
   chat_template: str | None
   special: dict[str, str]
+  tool_template: str | None = None
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
     """The token ids of a text.
@@ -51,7 +55,7 @@ class Tokenizer:
       bos: whether the text starts here, so that it gets a beginning-of-text token if
         the tokenizer adds one.
     """
-    ids = self.core.encode(text, add_special_tokens=False).ids
+    ids = self.encoding(text).ids
     first = [self.bos_id] if self.bos_id is not None else []
     return first + ids if bos and self.add_bos else ids
 
@@ -59,67 +63,183 @@ class Tokenizer:
     """The text of token ids, without special tokens if `skip_special`."""
     return self.core.decode(list(map(int, ids)), skip_special_tokens=skip_special)
 
-  def chat(self, messages, generation_prompt: bool = False):
-    """(ids, supervised) of a conversation, see `template.chat`.
+  def encoding(self, text: str) -> tokenizers.Encoding:
+    """The tokens of a text with their places in it; nothing is added.
 
     Raises:
-      InputError: there is no chat template, or it fails.
+      InputError: the text has lone surrogates, which are no characters.
     """
-    if self.chat_template is None:
+    try:
+      return self.core.encode(text, add_special_tokens=False)
+    except TypeError as e:
+      raise InputError(
+        f"not a text: {text[:100]!r} (Unicode without lone surrogates is needed)"
+      ) from e
+
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """Ids of the tokens that structure a text, and of those that end it."""
+    added = self.core.get_added_tokens_decoder().items()
+    return frozenset(i for i, token in added if token.special) | set(self.eos_ids)
+
+  def template_for(self, tools) -> str:
+    """The chat template for a conversation with these tools, or with None.
+
+    Raises:
+      InputError: there is none.
+    """
+    source = self.chat_template if tools is None else self.tool_template
+    source = source or self.chat_template
+    if source is None:
       raise InputError(
         "the tokenizer has no chat template (chat_template in tokenizer_config.json); "
         "give the data as prompt/completion, or add the template file"
       )
-    return template.chat(self, messages, generation_prompt)
+    return source
+
+  def chat(self, messages, generation_prompt: bool = False, tools=None):
+    """(ids, supervised) of a conversation, see `answers.chat`.
+
+    Raises:
+      InputError: there is no chat template, or it fails.
+    """
+    return answers.chat(self, messages, generation_prompt, tools)
 
 
 def load(directory, eos_ids: tuple[int, ...] = ()) -> Tokenizer:
-  """The `Tokenizer` of a model directory.
+  """The `Tokenizer` of a model directory: `from_files` of what `read_files` finds."""
+  return from_files(read_files(directory), str(directory), eos_ids)
+
+
+def read_files(directory) -> dict[str, bytes]:
+  """{name: content} of the tokenizer files that a model directory has.
+
+  These are `FILES`, and TEMPLATES/NAME.jinja.
+
+  Raises:
+    InputError: a file cannot be read.
+  """
+  directory = pathlib.Path(directory)
+  paths = [p for p in (directory / name for name in FILES) if p.is_file()]
+  paths += sorted((directory / TEMPLATES).glob("*.jinja"))
+  try:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in paths}
+  except OSError as e:
+    raise InputError(f"cannot read the tokenizer in {directory}: {e}") from e
+
+
+def from_files(
+  files: dict[str, bytes], place: str, eos_ids: tuple[int, ...] = ()
+) -> Tokenizer:
+  """The `Tokenizer` that the content of tokenizer files describes.
+
+  Truncation and padding that were saved with it are not used.
 
   Args:
-    directory: with tokenizer.json; the other `FILES` are optional.
+    files: {name: content}, with tokenizer.json; the others are optional.
+    place: where the files are from, for error messages.
     eos_ids: further ids that end a text, from the model's config.
   Raises:
     InputError: tokenizer.json is missing, or a file is damaged.
   """
-  directory = pathlib.Path(directory)
-  files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
   if "tokenizer.json" not in files:
-    raise InputError(f"no tokenizer.json in {directory}; other formats are not read")
-  try:
-    core = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    config, names, generation = (
-      json.loads(files.get(f"{name}.json", b"{}"))
-      for name in ("tokenizer_config", "special_tokens_map", "generation_config")
-    )
-  except Exception as e:
-    raise InputError(f"cannot read the tokenizer in {directory}: {e}") from e
-  names = names | config
-  special = {
-    k: v["content"] if isinstance(v, dict) else v
-    for k, v in names.items()
-    if k.endswith("_token") and isinstance(v, str | dict)
-  }
+    raise InputError(f"no tokenizer.json in {place}; other formats are not read")
+  config, names, generation = (
+    _object(files, f"{name}.json", place)
+    for name in ("tokenizer_config", "special_tokens_map", "generation_config")
+  )
+  templates = _templates(files, config, place)
+  core = _core(files["tokenizer.json"], place)
+  special = special_tokens.add(core, config, names, place)
   ids = {k: core.token_to_id(v) for k, v in special.items()}
-  more = generation.get("eos_token_id")
-  more = (more,) if isinstance(more, int) else tuple(more or ())  # 0 is a valid id
-  ends = [i for i in (ids.get("eos_token"), *eos_ids, *more) if i is not None]
-  source = files.get("chat_template.jinja")
-  source = source.decode() if source else config.get("chat_template")
-  if isinstance(source, list):  # several named templates
-    source = next((t["template"] for t in source if t["name"] == "default"), None)
+  ends = (ids.get("eos_token"), *eos_ids, *_eos_ids(generation, place))
+  bos_id = ids.get("bos_token")
   return Tokenizer(
     core=core,
-    files=files,
-    add_bos=_adds_bos(core, ids.get("bos_token")),
-    bos_id=ids.get("bos_token"),
+    files=_flat(files, config, templates),
+    add_bos=bos_id is not None and core.encode("a").ids[:1] == [bos_id],
+    bos_id=bos_id,
     pad_id=ids.get("pad_token"),
-    eos_ids=tuple(dict.fromkeys(ends)),
-    chat_template=source,
+    eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+    chat_template=templates.get("default"),
     special=special,
+    tool_template=templates.get("tool_use"),
   )
 
 
-def _adds_bos(core, bos_id) -> bool:
-  """Whether the tokenizer's post-processor puts `bos_id` before a text."""
-  return bos_id is not None and core.encode("a").ids[:1] == [bos_id]
+def _core(data: bytes, place: str) -> tokenizers.Tokenizer:
+  try:
+    core = tokenizers.Tokenizer.from_str(data.decode())
+    core.no_truncation()
+    core.no_padding()
+    core.encode("a")  # some damage shows only now
+    return core
+  # The Rust library's panics are no Exceptions.
+  except BaseException as e:
+    if isinstance(e, KeyboardInterrupt | SystemExit):
+      raise
+    raise InputError(f"cannot read {place}/tokenizer.json: {str(e)[:300]}") from e
+
+
+def _object(files, name: str, place: str) -> dict:
+  """The JSON object in a file; empty if there is no such file."""
+  try:
+    value = json.loads(files.get(name, b"{}"))
+  except (ValueError, RecursionError) as e:
+    raise InputError(f"cannot read {place}/{name}: {e}") from e
+  if not isinstance(value, dict):
+    kind = type(value).__name__
+    raise InputError(f"{place}/{name} holds a {kind}; it must be a JSON object")
+  return value
+
+
+def _eos_ids(generation: dict, place: str) -> list[int]:
+  """`eos_token_id` of generation_config.json, which may be a list; 0 is a valid id."""
+  value = generation.get("eos_token_id")
+  ids = value if isinstance(value, list) else [] if value is None else [value]
+  if not all(type(i) is int and i >= 0 for i in ids):
+    raise InputError(
+      f"{place}/generation_config.json: eos_token_id is {str(value)[:100]}; it must be "
+      "an id or a list of ids"
+    )
+  return ids
+
+
+def _templates(files, config: dict, place: str) -> dict[str, str]:
+  """{name: chat template}; files count before tokenizer_config.json.
+
+  The one without a name is "default"; conversations with tools prefer "tool_use". This
+  is as in transformers.
+  """
+  found = {
+    pathlib.PurePosixPath(name).stem.replace("chat_template", "default"): name
+    for name in sorted(files, key=lambda name: name != "chat_template.jinja")
+    if name.endswith(".jinja")
+  }
+  try:
+    if found:
+      return {key: files[name].decode() for key, name in found.items()}
+  except UnicodeDecodeError as e:
+    raise InputError(f"{place}: a chat template is not UTF-8: {e}") from e
+  value = config.get("chat_template")
+  named = {"default": value} if isinstance(value, str) else value or {}
+  if isinstance(named, list) and all(isinstance(x, dict) for x in named):
+    named = {x.get("name"): x.get("template") for x in named}
+  if not isinstance(named, dict) or not all(
+    isinstance(x, str) for pair in named.items() for x in pair
+  ):
+    raise InputError(
+      f"{place}/tokenizer_config.json: chat_template is {str(value)[:100]}; it must be "
+      'a text or a list of {"name": ..., "template": ...}'
+    )
+  return {str(k): str(v) for k, v in named.items()}
+
+
+def _flat(files, config: dict, templates: dict[str, str]) -> dict[str, bytes]:
+  """The files without a folder: several templates move to tokenizer_config.json."""
+  if not any(name.startswith(TEMPLATES) for name in files):
+    return files
+  listed = [{"name": k, "template": v} for k, v in templates.items()]
+  text = json.dumps(config | {"chat_template": listed}, indent=2, ensure_ascii=False)
+  rest = {k: v for k, v in files.items() if not k.endswith(".jinja")}
+  return rest | {"tokenizer_config.json": text.encode()}

@@ -9,7 +9,7 @@ import tokenizers
 
 import jaxpeft
 from jaxpeft import assets
-from jaxpeft.data import batches, encode, sources, template, tokenizer, toy
+from jaxpeft.data import answers, batches, encode, sources, tokenizer, toy
 
 ROWS = [
   {"prompt": "Say 12: ", "completion": "twelve"},
@@ -77,15 +77,17 @@ TURNS = [
 
 
 def chat(tok, source):
-  ids, learn = template.chat(
+  ids, learn = answers.chat(
     tokenizer.dataclasses.replace(tok, chat_template=source), TURNS
   )
-  return tok.decode(np.array(ids)[np.array(learn)]), tok.decode(ids)
+  return tuple(
+    tok.decode(x, skip_special=False) for x in (np.array(ids)[np.array(learn)], ids)
+  )
 
 
-def test_a_template_without_generation_marks_is_masked_by_prefixes(tok):
+def test_a_template_without_special_tokens_is_supervised_to_the_end_of_the_turn(tok):
   learned, text = chat(tok, CHATML)
-  assert learned == "Yes 1.</>\nNo 2.</>\n"
+  assert learned == "Yes 1.</>\nNo 2.</>\n<eos>", "the last turn gets an end token"
   assert text.startswith("<user>Hi?</>\n<assistant>Yes 1.</>")
 
 
@@ -95,7 +97,7 @@ def test_generation_marks_decide_where_there_are_any(tok):
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
     "{% else %}{{ m.content }}{% endif %}",
   )
-  assert chat(tok, marked)[0] == "Yes 1.No 2."
+  assert chat(tok, marked)[0] == "Yes 1.No 2.<eos>"
   assert chat(tok, marked)[1] == chat(tok, CHATML)[1]
 
 
@@ -111,7 +113,7 @@ def test_masks_equal_transformers(tok, tmp_path):
   want = theirs.apply_chat_template(
     TURNS, chat_template=marked, return_assistant_tokens_mask=True, return_dict=True
   )
-  ids, learn = template.chat(tok, TURNS)
+  ids, learn = answers.chat(tok, TURNS)
   assert ids == want["input_ids"]
   assert [int(x) for x in learn] == want["assistant_masks"]
 
@@ -152,17 +154,6 @@ def test_token_0_may_end_a_text(tmp_path):
       (tmp_path / file.name).write_bytes(file.read_bytes())
   (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
   assert 0 in tokenizer.load(tmp_path).eos_ids
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused(tok):
-  source = "{{ messages | length }}" + CHATML
-  with pytest.raises(jaxpeft.InputError, match="rewrites what comes before message"):
-    chat(tok, source)
-
-
-def test_a_template_cannot_run_code(tok):
-  with pytest.raises(jaxpeft.InputError, match="unsafe"):
-    chat(tok, "{{ messages.__class__.__mro__[1].__subclasses__() }}")
 
 
 def examples(tok, count=40):
