@@ -36,7 +36,7 @@ if TYPE_CHECKING:
   )
   from jaxpeft.errors import InputError
   from jaxpeft.experiment import load_run
-  from jaxpeft.export.save import load_adapter, save_adapter, save_hf
+  from jaxpeft.export.save import load_adapter, save_adapter, save_gguf, save_hf
   from jaxpeft.model import Model, load, shapes
   from jaxpeft.objectives.gradients import gradients
   from jaxpeft.parallel.sharding import mesh
@@ -50,7 +50,7 @@ _MODULES = {
   "MiLoRA NoRA OLoRA PiSSA VeRA adapt attach blend count detach merge select",
   "errors": "InputError",
   "experiment": "load_run",
-  "export.save": "load_adapter save_adapter save_hf",
+  "export.save": "load_adapter save_adapter save_gguf save_hf",
   "model": "Model load shapes",
   "parallel.sharding": "mesh",
   "objectives.gradients": "gradients",

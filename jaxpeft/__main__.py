@@ -13,6 +13,7 @@ from jaxpeft.errors import InputError
 
 _OPTIONAL = {
   "huggingface_hub": "[hub]: fetch models by hub id",
+  "gguf": "[gguf]: GGUF files, in and out",
   "jax-triton": "[gpu]: kernels for 4-bit weights on NVIDIA GPUs",
   "torch": "[dev]: parity tests and peer benchmarks",
   "transformers": "[dev]: parity tests and peer benchmarks",
@@ -162,10 +163,14 @@ def main():
   commands.add_parser("list", help=listing.__doc__).set_defaults(run=listing)
   out = commands.add_parser("export", help=export.__doc__)
   out.add_argument("--ckpt", required=True, help="a run's directory")
-  out.add_argument("--format", choices=("hf", "peft"), default="hf")
-  out.add_argument("--out", required=True, help="directory to write")
+  out.add_argument("--format", choices=("hf", "peft", "gguf"), default="hf")
   out.add_argument(
-    "--dtype", choices=("float32", "bfloat16"), help="hf: of the weights"
+    "--out", required=True, help="directory to write; gguf: the file NAME.gguf"
+  )
+  out.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16", "float16", "q8_0"),
+    help="hf, gguf: of the weights; the last two: gguf only",
   )
   out.add_argument("--rank", type=int, help="peft: of the nearest LoRA, where needed")
   out.add_argument(

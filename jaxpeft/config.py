@@ -19,7 +19,7 @@ def base() -> config_dict.ConfigDict:
   c.seed = 0  # seed of initialization, data order and sampling
 
   c.model = config_dict.ConfigDict()  # the base model
-  c.model.source = "embedded"  # or a directory, a hub id org/name, or init:SHAPE
+  c.model.source = "embedded"  # or a directory, .gguf file, hub id, init:SHAPE
   c.model.dtype = "float32"  # dtype of frozen weights and matmuls; or "bfloat16"
   c.model.quantize = ""  # "nf4" holds every projection in 4 bits, as QLoRA does
   c.model.groups = ()  # layers per scan, e.g. (24, 8); () is one scan over all

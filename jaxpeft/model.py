@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxpeft import assets
 from jaxpeft.adapters import select
 from jaxpeft.checkpoints import hf
-from jaxpeft.data import tokenizer as tokenizers
+from jaxpeft.checkpoints.stored import StoredModel, open_model
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.generation import decode
 from jaxpeft.generation.sampling import Sampling
@@ -107,8 +107,9 @@ def load(
   """A model by name.
 
   Args:
-    source: "embedded" (a toy), a directory or hub id in Hugging Face's format, or
-      "init:SHAPE", a shape of `SHAPES` with random weights and the toy's tokenizer.
+    source: "embedded" (a toy), a directory or hub id in Hugging Face's format, a GGUF
+      file, or "init:SHAPE", a shape of `SHAPES` with random weights and the toy's
+      tokenizer.
     dtype: "float32" or "bfloat16", of weights and matmuls.
     groups: layers per scan, summing to the depth; () is one scan.
     remat: what the backward pass recomputes: a key of `remat.REMAT`, or one for each
@@ -119,20 +120,21 @@ def load(
     InputError: a model that cannot be found or read, that is not supported, or that the
       mesh in force does not divide.
   """
-  transformer, directory = architecture(source, dtype, groups, remat, quantize)
+  transformer, stored = architecture(source, dtype, groups, remat, quantize)
   config = transformer.config
   sharding.check(config, quantized=bool(quantize))
   if source.startswith("init:"):
     params = init(transformer, seed)
     params = sharding.place(nf4.quantize_tree(params) if quantize else params)
   else:
-    params = hf.load(directory, config, dtype, tuple(groups), bool(quantize))
-  tokenizer = tokenizers.load(directory, config.eos_ids)
-  return Model(transformer, params, tokenizer, source)
+    params = hf.load(stored.reader(), config, dtype, tuple(groups), bool(quantize))
+  return Model(transformer, params, stored.tokenizer(config.eos_ids), source)
 
 
-def architecture(source, dtype, groups=(), remat="products", quantize=None):
-  """(Transformer, directory of weights or tokenizer); takes `load`'s arguments."""
+def architecture(
+  source, dtype, groups=(), remat="products", quantize=None
+) -> tuple[Transformer, StoredModel]:
+  """(Transformer, where weights and tokenizer are stored); takes `load`'s arguments."""
   if dtype not in DTYPES:
     raise unknown("model.dtype", dtype, DTYPES)
   for name in remat.split(","):
@@ -140,15 +142,14 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
       raise unknown("model.remat", name, remats.REMAT)
   if quantize not in (None, "", "nf4"):
     raise unknown("model.quantize", quantize, ("", "nf4"))
-  directory = assets.TINY
   if source.startswith("init:"):
     name = source.removeprefix("init:")
     if name not in SHAPES:
       raise unknown("shape in model.source", name, SHAPES)
-    config = SHAPES[name]
+    stored, config = open_model(assets.TINY), SHAPES[name]
   else:
-    directory = assets.TINY if source == "embedded" else hf.find(source)
-    config = hf.read_config(directory)
+    stored = open_model(assets.TINY if source == "embedded" else hf.find(source))
+    config = stored.config
   try:
     depths = layer_groups(groups, config.depth)
   except ValueError as e:
@@ -157,7 +158,7 @@ def architecture(source, dtype, groups=(), remat="products", quantize=None):
     remats.by_group(remat, depths)
   except ValueError as e:
     raise InputError(f"model.remat: {e}, {depths} of model.groups") from e
-  return Transformer(config, tuple(groups), remat, dtype), directory
+  return Transformer(config, tuple(groups), remat, dtype), stored
 
 
 def init(transformer: Transformer, seed: int):

@@ -36,7 +36,9 @@ def check_config(config: dict, place: str):
     InputError: it is something else.
   """
   wrong = {k: config.get(k) for k, x in CONFIG.items() if config.get(k, x) != x}
-  if wrong or "quant_method" not in config:
+  # Files of 2023 name no method.
+  named = "quant_method" in config or config.get("load_in_4bit") is True
+  if wrong or not named:
     raise InputError(
       f"{place}: quantization_config with {wrong or 'no quant_method'} is not "
       "supported; 4-bit NF4 with double quantization is"

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from jaxpeft.checkpoints import bnb, hf_config, hf_read
+from jaxpeft.checkpoints import bnb, gguf_config, gguf_file, hf_config, hf_read
+from jaxpeft.checkpoints.gguf_reader import is_gguf
 from jaxpeft.checkpoints.hf_names import TOP, places
-from jaxpeft.checkpoints.reader import SafetensorsReader
+from jaxpeft.checkpoints.reader import TensorReader, text_only
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
@@ -25,27 +26,34 @@ _OTHER_COPIES = ["consolidated*.safetensors", "original/*"]
 
 def hub_id(source: str) -> tuple[str, str | None] | None:
   """("org/name", revision or None) of a model source; None if it is no hub id."""
-  if pathlib.Path(source).expanduser().is_dir():
+  if pathlib.Path(source).expanduser().is_dir() or is_gguf(source):
     return None
   found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", source)
   return found and (found[1], found[2])
 
 
 def find(source: str) -> pathlib.Path:
-  """The local directory of a model, downloaded from the hub if `source` is a hub id.
+  """The local directory or GGUF file of a model, downloaded if `source` is a hub id.
 
   Args:
-    source: a path, "org/name" or "org/name@revision" (a branch, tag or commit).
+    source: a path of a directory or of a .gguf file, "org/name" or "org/name@revision"
+      (a branch, tag or commit).
   Raises:
-    InputError: it is neither a directory nor a hub id, or the download failed.
+    InputError: it is no directory, file or hub id; the directory holds several GGUF
+      files; or the download failed.
   """
   path = pathlib.Path(source).expanduser()
   if source and path.is_dir():
+    return _only_gguf(path) or path
+  if is_gguf(source):
+    if not path.is_file():
+      raise InputError(f"model.source {source!r}: there is no such file")
     return path
   found = hub_id(source)
   if not source or found is None:
     raise InputError(
-      f"model.source {source!r} is neither a directory nor a hub id org/name[@revision]"
+      f"model.source {source!r} is no directory, no .gguf file and no hub id "
+      "org/name[@revision]"
     )
   try:
     import huggingface_hub
@@ -68,12 +76,25 @@ def find(source: str) -> pathlib.Path:
     ) from e
 
 
+def _only_gguf(directory: pathlib.Path) -> pathlib.Path | None:
+  """The GGUF file of a directory that holds nothing else of a model; None otherwise."""
+  if (directory / "config.json").exists():
+    return None
+  files = sorted(path for path in directory.glob("*.gguf") if gguf_file.is_first(path))
+  if len(files) > 1:
+    names = ", ".join(path.name for path in files)
+    raise InputError(f"{directory} holds several GGUF files, name one: {names}")
+  return files[0] if files else None
+
+
 def read_config(directory) -> ModelConfig:
-  """The `ModelConfig` of a model directory.
+  """The `ModelConfig` of a model directory or GGUF file.
 
   Raises:
     InputError: config.json is missing, damaged or not supported.
   """
+  if is_gguf(directory):
+    return config_of_gguf(gguf_file.read(directory))
   path = pathlib.Path(directory) / "config.json"
   try:
     return hf_config.from_hf(json.loads(path.read_text()), str(path))
@@ -83,18 +104,23 @@ def read_config(directory) -> ModelConfig:
     raise InputError(f"{path} is not JSON: {e}") from e
 
 
+def config_of_gguf(file: gguf_file.File) -> ModelConfig:
+  """The `ModelConfig` of a GGUF file; raises like `read_config`."""
+  return hf_config.from_hf(gguf_config.to_hf(file), file.place)
+
+
 def load(
-  directory,
+  reader: TensorReader,
   config: ModelConfig,
   dtype: str,
   groups: tuple[int, ...] = (),
   quantize: bool = False,
 ):
-  """The parameters of a model directory, as `Transformer(config, groups)` names them.
+  """The parameters of a stored model, as `Transformer(config, groups)` names them.
 
   Args:
-    directory: with model.safetensors, or shards and their index.
-    config: from `read_config`.
+    reader: of tensors under Hugging Face's names.
+    config: of the same model, see `read_config`.
     dtype: of all parameters.
     groups: number of layers in each scan; () is one scan over all.
     quantize: whether to quantize the projections to NF4, layer by layer.
@@ -102,30 +128,31 @@ def load(
     InputError: tensors are missing, unexpected or of a wrong shape (the first 20 are
       listed); files are damaged; or the weights are 4-bit and `quantize` is off.
   """
-  directory = pathlib.Path(directory)
   found = places(config, groups)
-  reader = SafetensorsReader(directory)
   wanted = {name for place in found.values() for name in place.tensors}
   have = {name for name in reader.shapes if not _BUFFERS.fullmatch(name)}
+  reader = text_only(reader)
   packed = bnb.names(reader.shapes)
   if packed and not quantize:
-    raise InputError(f"{directory} holds 4-bit weights: load it with quantize='nf4'")
+    raise InputError(f"{reader.place} holds 4-bit weights: load it with quantize='nf4'")
   have -= {part for name in packed for part in bnb.parts(name)}
   if config.tied:
     have.discard(TOP["head"])  # some files hold a copy of the embedding
   problems = [f"missing {name}" for name in sorted(wanted - have)]
   problems += [f"unexpected {name}" for name in sorted(have - wanted)]
   problems += [
-    f"{name} is {list(reader.shapes[name])}, not {list(place.theirs)}"
+    f"{name} is {list(reader.shapes[name])}, not {list(place.whole)}"
     for place in found.values()
     for name in place.tensors
     if name in reader.shapes
     and name not in packed
-    and reader.shapes[name] != place.theirs
+    and reader.shapes[name] != place.whole
   ]
+  if any(place.fused for place in found.values()) and packed:
+    problems += ["fused projections cannot be read in 4 bits; load the 16-bit model"]
   if problems:
     more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
-    raise InputError(f"{directory}: {'; '.join(problems[:20])}{more}")
+    raise InputError(f"{reader.place}: {'; '.join(problems[:20])}{more}")
   flat, on = {}, sharding.current()
   numbers = sum(math.prod(place.shape) for place in found.values())
   with tqdm.tqdm(

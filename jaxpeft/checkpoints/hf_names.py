@@ -1,42 +1,22 @@
-"""Maps the paths of our parameters to the tensor names of Hugging Face models."""
+"""Maps the paths of our parameters to the tensors of Hugging Face models."""
 
 import re
 
 import jax
 import jax.numpy as jnp
 
+from jaxpeft.checkpoints.families import FAMILIES, LAYER, TOP
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.decoder import Transformer, layer_groups
 from jaxpeft.tree import path_name
-
-# Our name inside a layer -> theirs. Their matrices are [out, in], ours are [in, out].
-LAYER = {
-  **{f"attn/{n}": f"self_attn.{n}_proj.weight" for n in "qkvo"},
-  **{f"mlp/{n}": f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
-  **{f"bias/{n}": f"self_attn.{n}_proj.bias" for n in "qkvo"},
-  **{f"bias/{n}": f"mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
-  "norm/attn": "input_layernorm.weight",
-  "norm/mlp": "post_attention_layernorm.weight",
-  "norm/q": "self_attn.q_norm.weight",
-  "norm/k": "self_attn.k_norm.weight",
-}
-GEMMA2 = {
-  "norm/attn_post": "post_attention_layernorm.weight",
-  "norm/mlp": "pre_feedforward_layernorm.weight",
-  "norm/mlp_post": "post_feedforward_layernorm.weight",
-}
-TOP = {
-  "embed": "model.embed_tokens.weight",
-  "final_norm": "model.norm.weight",
-  "head": "lm_head.weight",
-}
 
 
 def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
   """{path: (leaf, [name of their module for each layer])} of a tree of parameters.
 
-  The list is empty for a leaf that is no projection, such as a norm; the head counts as
-  a projection.
+  The list is empty for a leaf that is no projection, such as a norm, and for experts;
+  the head counts as a projection. The names are those of most families; Phi-3's fused
+  projections have others.
 
   Args:
     params: of a Transformer; leaves are arrays or weight nodes.
@@ -46,7 +26,11 @@ def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
     params, is_leaf=lambda x: not isinstance(x, dict)
   )
   flat = {path_name(p): x for p, x in leaves}
-  depths = {group_index(p): jax.tree.leaves(x)[0].shape[0] for p, x in flat.items()}
+  depths = {
+    group_index(p): jax.tree.leaves(x)[0].shape[0]
+    for p, x in flat.items()
+    if "/experts/" not in p
+  }
   found = {}
   for path, leaf in flat.items():
     group, _, inside = path.partition("/")
@@ -72,23 +56,38 @@ class Place:
   """The tensors that one of our leaves is made of.
 
   Attributes:
-    tensors: names of their tensors; one for each layer of a stacked leaf.
+    tensors: names of their tensors; one for each weight of a stacked leaf.
     shape: of our leaf.
-    stacked: whether the first axis of our leaf is the layer.
+    stacked: whether the first axis of our leaf is the layer, or layer and expert.
     transpose: whether their tensor is the transpose of ours.
-    theirs: the shape of each of their tensors.
+    whole: the shape of each of their tensors.
+    start: the row of their tensor where ours begins; above 0 only in a fused tensor.
+    theirs: the shape of our part of it.
   """
 
-  def __init__(self, tensors, shape, stacked, transpose):
+  def __init__(self, tensors, shape, stacked, transpose, rows=None, start=0):
     self.tensors, self.shape = tensors, shape
     self.stacked, self.transpose = stacked, transpose
     own = shape[1:] if stacked else shape
     self.theirs = tuple(reversed(own)) if transpose else tuple(own)
+    self.whole = self.theirs if rows is None else (rows, *self.theirs[1:])
+    self.start = start
+
+  @property
+  def fused(self) -> bool:
+    """Whether other leaves lie in the same tensors."""
+    return self.whole != self.theirs
 
   def slot(self, leaf, i: int):
     """A view of our leaf, in their orientation, that tensor i fills."""
     view = leaf[i] if self.stacked else leaf
     return view.T if self.transpose else view
+
+  def within(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The index in their whole tensor of an index in our part of it."""
+    first = index[0].indices(self.theirs[0])
+    rows = slice(first[0] + self.start, first[1] + self.start)
+    return (rows, *index[1:])
 
 
 def places(config: ModelConfig, groups) -> dict[str, Place]:
@@ -96,19 +95,25 @@ def places(config: ModelConfig, groups) -> dict[str, Place]:
   model = Transformer(config, groups=groups)
   tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-  names = LAYER | (GEMMA2 if config.post_norms else {})
+  flat = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
   depths = layer_groups(groups, config.depth)
-  found = {}
-  for key_path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-    path = path_name(key_path)
+  family, found = FAMILIES[config.family], {}
+  for path, leaf in flat.items():
     if path in TOP:
       found[path] = Place([TOP[path]], leaf.shape, False, path == "head")
       continue
     group, _, inside = path.partition("/")
     index = group_index(group)
+    name, parts = family.tensor(inside)
     first = sum(depths[:index])
-    tensors = [
-      f"model.layers.{first + i}.{names[inside]}" for i in range(leaf.shape[0])
+    names = [
+      f"model.layers.{i}.{name.format(expert=e)}"
+      for i in range(first, first + depths[index])
+      for e in range(config.experts if "{expert}" in name else 1)
     ]
-    found[path] = Place(tensors, leaf.shape, True, leaf.ndim == 3)
+    rows = [flat[f"{group}/{part}"].shape[-1] for part in parts]
+    fused = dict(rows=sum(rows), start=sum(rows[: parts.index(inside)]))
+    found[path] = Place(
+      names, leaf.shape, True, leaf.ndim == 3, **fused if len(parts) > 1 else {}
+    )
   return found

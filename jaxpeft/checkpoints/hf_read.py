@@ -27,7 +27,7 @@ def read(place, reader: TensorReader, dtype: str, sharding=None):
   if sharding is None:
     leaf = _aligned(place.shape, jnp.dtype(dtype))
     for i, name in enumerate(place.tensors):
-      place.slot(leaf, i)[...] = reader.read(name)
+      place.slot(leaf, i)[...] = _part(place, reader, name)
     # On a CPU the aligned buffer itself becomes the array: no second copy.
     return jax.device_put(leaf, may_alias=True)
 
@@ -37,7 +37,7 @@ def read(place, reader: TensorReader, dtype: str, sharding=None):
     theirs = tuple(slice(x.start, x.stop) for x in inside)
     theirs = theirs[::-1] if place.transpose else theirs
     for i, layer in enumerate(layers):
-      part = reader.read_slice(place.tensors[layer], theirs)
+      part = reader.read_slice(place.tensors[layer], place.within(theirs))
       out[i] = part.T if place.transpose else part
     return out if place.stacked else out[0]
 
@@ -66,7 +66,7 @@ def read_nf4(path: str, place, reader: TensorReader, dtype: str, sharding=None):
     if name in packed:
       node = bnb.read(name, reader.read, place.theirs, dtype)
     else:
-      node = nf4.quantize(jnp.asarray(reader.read(name).T).astype(dtype))
+      node = nf4.quantize(jnp.asarray(_part(place, reader, name).T).astype(dtype))
     return jax.tree.map(np.asarray, node)
 
   depth = len(place.tensors)
@@ -103,6 +103,13 @@ def read_nf4(path: str, place, reader: TensorReader, dtype: str, sharding=None):
     for x, s, p in zip(leaves, sharding, pieces, strict=True)
   ]
   return jax.tree.unflatten(tree, arrays)
+
+
+def _part(place, reader: TensorReader, name: str) -> np.ndarray:
+  """The rows of a tensor that belong to the leaf; all of them unless it is fused."""
+  if not place.fused:
+    return reader.read(name)
+  return reader.read_slice(name, place.within((slice(None),)))
 
 
 def _layers(place, index) -> tuple[range, list[range]]:

@@ -4,12 +4,13 @@ Each weight is gathered on the host, finished on one device, and written by proc
 So the result does not depend on the mesh, and a host holds at most one file of it.
 """
 
+import collections
 import functools
 import json
 import pathlib
 import shutil
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ import safetensors.numpy
 
 from jaxpeft.checkpoints import bnb, hf_config
 from jaxpeft.checkpoints.hf_names import group_index, places
+from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.transformer.config import ModelConfig
@@ -48,7 +50,8 @@ def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
   tensors, shapes = _tensors(config, flat, finish)
   if not distributed.is_main():
     for tensor in tensors:
-      _to_host(flat, tensor)
+      for part in tensor.parts:
+        _to_host(flat, part)
     return distributed.barrier("saved")
   dtype = str(shapes["embed"].dtype)
   directory.parent.mkdir(parents=True, exist_ok=True)
@@ -70,13 +73,20 @@ def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
   distributed.barrier("saved")
 
 
-class _Tensor(NamedTuple):
-  """A tensor to write, in their naming."""
+class _Part(NamedTuple):
+  """One weight of our leaves, which is a tensor of theirs or some of its rows."""
 
-  name: str
   path: str  # of our leaf
   layer: int | None  # index into our stacked leaf; None if it is not stacked
   transpose: bool
+  start: int  # its first row
+
+
+class _Tensor(NamedTuple):
+  """A tensor to write, in their naming, and its parts in the order of their rows."""
+
+  name: str
+  parts: list[_Part]
   bytes: int
 
 
@@ -93,16 +103,27 @@ def _tensors(config, flat, finish):
   depths = [
     jax.tree.leaves(flat[path])[0].shape[0]
     for path in sorted(flat, key=group_index)
-    if path.endswith("norm/attn")
+    if path.endswith("attn/q")
   ]
-  tensors, shapes = [], {}
+  shapes: dict = {}
+  parts: dict[str, list[_Part]] = {}
+  sizes = collections.Counter()
   for path, place in places(config, tuple(depths)).items():
     layers = range(len(place.tensors)) if place.stacked else [None]
     made = functools.partial(_finished, finish, path, layers[0])
     shapes[path] = jax.eval_shape(made, flat[path])
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[path]))
+    if place.fused and is_node(shapes[path]):
+      raise InputError(
+        f"{path} lies in the fused tensor {place.tensors[0]}, which cannot be written "
+        "in 4 bits; write it in 16 bits (quantize=None)"
+      )
     for name, layer in zip(place.tensors, layers, strict=True):
-      tensors.append(_Tensor(name, path, layer, place.transpose, size))
+      part = _Part(path, layer, place.transpose, place.start)
+      parts.setdefault(name, []).append(part)
+      sizes[name] += size
+  by_row = lambda part: part.start  # noqa: E731
+  tensors = [_Tensor(n, sorted(p, key=by_row), sizes[n]) for n, p in parts.items()]
   return tensors, shapes
 
 
@@ -114,11 +135,9 @@ def _cut(leaf, layer: int | None):
   return leaf if layer is None else jax.tree.map(lambda x: x[layer], leaf)
 
 
-def _to_host(flat, tensor: _Tensor):
+def _to_host(flat, part: _Part):
   """One layer's whole leaf in NumPy; all processes must gather in the same order."""
-  return jax.tree.map(
-    lambda x: sharding.to_host(_cut(x, tensor.layer)), flat[tensor.path]
-  )
+  return jax.tree.map(lambda x: sharding.to_host(_cut(x, part.layer)), flat[part.path])
 
 
 def _write_shards(directory: pathlib.Path, flat, tensors, finish):
@@ -137,15 +156,17 @@ def _write_shards(directory: pathlib.Path, flat, tensors, finish):
     file = f"model{part}.safetensors"
     arrays = {}
     for tensor in shard:
-      host = _to_host(flat, tensor)
-      with jax.set_mesh(alone):
-        one = finish(tensor.path, host)
-        if is_node(one):
-          made = bnb.write(tensor.name, one)
-        else:
-          one = np.asarray(one)
-          one = np.ascontiguousarray(one.T if tensor.transpose else one)
-          made = {tensor.name: one}
+      rows: list[Any] = []
+      for part in tensor.parts:
+        host = _to_host(flat, part)
+        with jax.set_mesh(alone):
+          one = finish(part.path, host)
+          made = bnb.write(tensor.name, one) if is_node(one) else None
+          one = one if is_node(one) else np.asarray(one)
+        rows.append(one.T if part.transpose and not is_node(one) else one)
+      if made is None:
+        whole = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        made = {tensor.name: np.ascontiguousarray(whole)}
       arrays |= made
       weight_map |= dict.fromkeys(made, file)
     safetensors.numpy.save_file(arrays, directory / file, {"format": "pt"})

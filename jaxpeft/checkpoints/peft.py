@@ -1,7 +1,12 @@
 """Saves and loads adapters in the format of Hugging Face's PEFT library.
 
 LoRA, DoRA, VeRA and (IA)3 are saved as PEFT's method of that name. Every other method
-is saved as LoRA, exactly where `adapters.convert` is exact.
+is saved as LoRA, exactly where `adapters.to_lora` is exact. `Full` is saved as a copy
+of the weight (modules_to_save) if other weights have an adapter of another method.
+
+The files beside this one: `peft_config` (options), `peft_tensors` (names of tensors),
+`peft_names` (modules of our leaves), `peft_methods` and `peft_lora` (the methods),
+`peft_full` (whole trained tensors).
 """
 
 import json
@@ -10,25 +15,32 @@ import re
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from jaxpeft import adapters
-from jaxpeft.checkpoints import hf, hf_names, peft_methods
+from jaxpeft.checkpoints import (
+  hf,
+  hf_names,
+  peft_config,
+  peft_full,
+  peft_lora,
+  peft_methods,
+  peft_names,
+  peft_tensors,
+)
+from jaxpeft.checkpoints.peft_config import CONFIG
+from jaxpeft.checkpoints.peft_names import EMBED, HEAD
+from jaxpeft.checkpoints.peft_tensors import PREFIX, WEIGHTS
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
 from jaxpeft.parallel import distributed
 from jaxpeft.tree import path_name
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-# Options of PEFT that change the result and are not supported; they must be off.
-_OFF = (
-  "alora_invocation_tokens arrow_config exclude_modules fan_in_fan_out kasa_config "
-  "layer_replication layers_to_transform lora_bias megatron_config modules_to_save "
-  "monteclora_config target_parameters trainable_token_indices use_bdlora use_qalora"
-).split()
+# What options of wrong types raise where they are used.
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_DAMAGE += (re.error, RecursionError)
 _COMMON = dict(
   base_model_name_or_path=None,
   task_type="CAUSAL_LM",
@@ -64,46 +76,84 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
       is missing; or there are several processes.
   """
   check_processes()
-  nodes = hf_names.modules(params, adapters.is_adapted)
-  if not nodes:
-    raise InputError("nothing is adapted: there is no adapter to save")
-  wrong = [path for path, (_, names) in nodes.items() if not names]
-  if wrong:
-    raise InputError(
-      f"{wrong[0]} is adapted, but PEFT's format can only adapt projections; export "
-      "merged weights instead (--format=hf)"
-    )
-  every = hf_names.modules(params)
+  parts = peft_names.parts(params)
+  nodes, full = _split(params, parts, rank)
   if rank is None and all(
     isinstance(n.adapter, adapters.IA3) for n, _ in nodes.values()
   ):
     for path, (node, _) in nodes.items():
-      _check_bias(path, node.adapter, every)
+      _check_bias(path, node.adapter, parts)
   kinds = {type(node.adapter).__name__ for node, _ in nodes.values()}
-  write = (
-    peft_methods.WRITERS.get(next(iter(kinds)), peft_methods.write_lora)
-    if len(kinds) == 1
-    else peft_methods.write_lora
-  )
+  kind = next(iter(kinds)) if len(kinds) == 1 else ""
+  write = peft_methods.WRITERS.get(kind, peft_lora.write)
   config, tensors, errors = write(nodes, hf_names.modules(base or {}), rank)
-  every = [n for _, names in every.values() for n in names]
-  mine = [n for _, names in nodes.values() for n in names]
+  mine = [module for module in tensors if module]
+  every = [m for p, part in parts.items() if _has_matrix(p, part) for m in part.modules]
   config |= dict(target_modules=_targets(mine, every))
   if "feedforward_modules" in config:  # PEFT wants the names that target_modules has
     into = _targets(config["feedforward_modules"], every)
     whole = not set(into) <= set(config["target_modules"])
     config |= dict(target_modules=mine) if whole else dict(feedforward_modules=into)
+  tied = peft_names.is_tied(params)
+  if EMBED in mine and tied:  # the head has the embedding's factors, transposed
+    a, b = (tensors[EMBED][f"lora_embedding_{x}"] for x in "AB")
+    tensors[HEAD] = {"lora_A.weight": b.T, "lora_B.weight": a.T}
+    config["target_modules"].append(HEAD)
+    config |= dict(ensure_weight_tying=True)
+  options, copies = peft_full.write(full, parts, mine, tied)
+  config |= options
+  for module, leaves in copies.items():
+    tensors.setdefault(module, {}).update(leaves)
   source, revision = hf.hub_id(base_name) or (base_name or None, None)
   config = _COMMON | config | dict(base_model_name_or_path=source, revision=revision)
-  directory = pathlib.Path(directory)
+  _write_files(pathlib.Path(directory), config, tensors)
+  return errors | dict.fromkeys(full, 0.0)
+
+
+def _split(params, parts, rank):
+  """({path: (adapted node, modules)} of methods, {path: node} of whole weights)."""
+  found = {p: x for p, (x, _) in hf_names.modules(params, adapters.is_adapted).items()}
+  if not found:
+    raise InputError("nothing is adapted: there is no adapter to save")
+  whole = {p for p, x in found.items() if isinstance(x.adapter, adapters.Full)}
+  if rank is not None or whole == found.keys():  # projections become the nearest LoRA
+    whole -= {path for path in whole if path in parts and parts[path].linear}
+  for path in found:
+    if path not in parts or not (path in whole or _has_matrix(path, parts[path])):
+      raise InputError(
+        f"{path} is adapted, but PEFT's format can only adapt projections and copy "
+        "other weights; export merged weights instead (--format=hf)"
+      )
+    method = type(found[path].adapter)
+    if path == "embed" and path not in whole and method not in peft_lora.AS_LORA:
+      raise InputError(
+        f"{path} has {method.__name__}, but PEFT's format holds LoRA and Full for it "
+        "only; export merged weights instead (--format=hf)"
+      )
+  if whole == found.keys():
+    raise InputError(
+      f"only {', '.join(sorted(whole))} are adapted, but PEFT's format needs an "
+      "adapter of a projection; export merged weights instead (--format=hf)"
+    )
+  nodes = {p: (x, parts[p].modules) for p, x in found.items() if p not in whole}
+  return nodes, {p: found[p] for p in found if p in whole}
+
+
+def _has_matrix(path: str, part) -> bool:
+  """Whether PEFT's methods take this leaf: a projection, the head or the embedding."""
+  return part.linear or path == "embed"
+
+
+def _write_files(directory: pathlib.Path, config: dict, tensors: dict):
   directory.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory, prefix=".save-") as tmp:
     tmp = pathlib.Path(tmp)
-    flat = {_PREFIX + k: np.ascontiguousarray(x) for k, x in tensors.items()}
     flat = {
-      k.replace(_PREFIX + peft_methods.SHARED, "base_model."): x
-      for k, x in flat.items()
+      f"{PREFIX}{module}.{leaf}" if module else f"base_model.{leaf}": x
+      for module, leaves in tensors.items()
+      for leaf, x in leaves.items()
     }
+    flat = {key: np.ascontiguousarray(x) for key, x in flat.items()}
     safetensors.numpy.save_file(flat, tmp / WEIGHTS, {"format": "pt"})
     (tmp / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     # First, so that a kill here leaves no mixture of two adapters that can be loaded.
@@ -111,11 +161,14 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
     for name in (WEIGHTS, CONFIG):
       (tmp / name).chmod(0o644)
       (tmp / name).replace(directory / name)
-  return errors
 
 
 def load(directory, params):
   """An adapted tree: `params` with the PEFT adapter in a directory.
+
+  Layers of one stack may have different ranks, or no adapter: they are padded with
+  zeros, see `peft_lora`. Weights that PEFT trained as a whole (modules_to_save, trained
+  tokens, biases) become `Full` adapters, see `peft_full`.
 
   Args:
     directory: with adapter_config.json and adapter_model.safetensors.
@@ -125,123 +178,106 @@ def load(directory, params):
       has modules, shapes or tensors that do not fit the model.
   """
   directory = pathlib.Path(directory)
-  try:
-    config = json.loads((directory / CONFIG).read_text())
-    flat = safetensors.numpy.load_file(directory / WEIGHTS)
-  except (OSError, ValueError, safetensors.SafetensorError) as e:
-    raise InputError(f"cannot read the PEFT adapter in {directory}: {e}") from e
-  if not isinstance(config, dict):
-    raise InputError(f"{directory / CONFIG} holds no JSON object")
+  config = peft_config.read(directory)
   kind = config.get("peft_type")
-  if kind not in peft_methods.READERS:
+  if kind not in list(peft_methods.READERS):  # a list, because kind may be anything
     raise InputError(
       f"{directory}: peft_type {kind!r} is not one of {sorted(peft_methods.READERS)}"
     )
-  on = [key for key in _OFF if config.get(key)]
-  if on or config.get("bias", "none") != "none":
-    raise InputError(f"{directory}: {on or ['bias']} in {CONFIG} is not supported")
-  tensors = _Tensors(directory, flat)
-  rules, fill = {}, {}
-  every = hf_names.modules(params)
-  for path, (leaf, names) in every.items():
-    if adapters.is_adapted(leaf):
-      raise InputError(
-        f"{path} is adapted already; load {directory} into the base model"
-      )
-    have = [name for name in names if tensors.has(name)]
-    if not have:
-      continue
-    if have != names:
-      raise InputError(
-        f"{directory} adapts {len(have)} of the {len(names)} layers of {path}; load "
-        "the model with `groups` (model.groups) that separate the adapted layers"
-      )
-    _check_copies(tensors, names, leaf)
-    try:
-      read = peft_methods.READERS[kind]
-      adapter, leaves = read(config, tensors, names, leaf, directory)
-    except (KeyError, TypeError, AttributeError, re.error) as e:
-      raise InputError(f"{directory / CONFIG} is damaged: {e!r}") from e
-    _check_bias(path, adapter, every)
-    rules[re.escape(path)], fill[path] = adapter, leaves
+  tensors = peft_tensors.read(directory)
+  done = hf_names.modules(params, adapters.is_adapted)
+  if done:
+    path = next(iter(done))
+    raise InputError(f"{path} is adapted already; load {directory} into the base model")
+  try:
+    fill, full = _read(config, kind, tensors, params)
+  except InputError:
+    raise
+  except _DAMAGE as e:
+    raise InputError(f"{directory / CONFIG} is damaged: {e!r}") from e
   tensors.check_empty()
-  if not rules:
+  if not fill and not full:
     raise InputError(f"{directory} adapts no projection of this model")
-  adapted = adapters.adapt(params, rules, jax.random.key(0))
+  rules = {re.escape(path): adapter for path, (adapter, _) in fill.items()}
+  adapted = adapters.adapt(params, rules, jax.random.key(0)) if rules else params
 
   def put(key_path, node):
     path = path_name(key_path)
-    if path not in fill:
-      return node
-    new = fill[path]
-    for name, own in (node.frozen | node.theta).items():
-      if name in new and new[name].shape != own.shape:
-        raise InputError(
-          f"{directory}: {name} of {path} is {list(new[name].shape)}; the model needs "
-          f"{list(own.shape)}"
-        )
-    frozen = {
-      k: new[k].astype(x.dtype) if k in new else x for k, x in node.frozen.items()
-    }
-    theta = {k: new.get(k, x) for k, x in node.theta.items()}
-    return adapters.Adapted(frozen, theta, node.adapter)
+    if path in fill:
+      return _fill(directory, path, node, fill[path][1])
+    return peft_full.adapt(path, node, full[path]) if path in full else node
 
   return jax.tree_util.tree_map_with_path(put, adapted, is_leaf=is_node)
 
 
-def _check_bias(path: str, adapter, every):
+def _read(config, kind: str, tensors, params):
+  """({path: (adapter, leaves)} of methods, {path: {layer: array}} of whole weights)."""
+  parts = peft_names.parts(params)
+  peft_names.split_fused(tensors, parts)
+  peft_config.check_tied(config, tensors, params)
+  peft_config.check_modules(config, tensors, parts)
+  fill = {}
+  for path, part in parts.items():
+    if not _has_matrix(path, part) or tensors.adapted.isdisjoint(part.modules):
+      continue
+    _check_copies(tensors, part)
+    fill[path] = peft_methods.READERS[kind](config, tensors, path, part)
+    _check_bias(path, fill[path][0], parts)
+  full = peft_full.read(config, tensors, parts)
+  for path in fill.keys() & full.keys():
+    raise InputError(
+      f"{tensors.directory} has an adapter for some layers of {path} and whole weights "
+      "for others; load the model with `groups` (model.groups) that separate them"
+    )
+  return fill, full
+
+
+def _fill(directory, path: str, node, leaves: dict):
+  """An adapted node with the leaves that were read; see `peft_methods` for None."""
+  identity = node.adapter.identity(node.frozen, node.theta) or {}
+  new = {}
+  for name, own in (node.frozen | node.theta).items():
+    if name not in leaves:
+      continue
+    shape = own.shape[adapters.is_stacked(path) :]
+    layers = [
+      identity[name][i] if x is None else jnp.asarray(x)
+      for i, x in enumerate(leaves[name])
+    ]
+    for x in layers:
+      if x.shape != shape:
+        raise InputError(
+          f"{directory}: {name} of {path} is {list(x.shape)}; the model needs "
+          f"{list(shape)}"
+        )
+    new[name] = jnp.stack(layers) if adapters.is_stacked(path) else layers[0]
+  frozen = {
+    k: new[k].astype(x.dtype) if k in new else x for k, x in node.frozen.items()
+  }
+  theta = {k: new.get(k, x) for k, x in node.theta.items()}
+  return adapters.Adapted(frozen, theta, node.adapter)
+
+
+def _check_bias(path: str, adapter, parts):
   """Refuses (IA)3 on outputs with a bias: PEFT scales the bias, jaxpeft does not."""
   bias = re.sub("/(attn|mlp)/", "/bias/", path)
-  if isinstance(adapter, adapters.IA3) and adapter.on == "output" and bias in every:
+  if isinstance(adapter, adapters.IA3) and adapter.on == "output" and bias in parts:
     raise InputError(
       f"(IA)3 adapts the output of {path}, which has a bias. PEFT scales the bias too, "
       "so the results would differ; use merged weights instead (--format=hf)"
     )
 
 
-def _check_copies(tensors, names, leaf):
+def _check_copies(tensors, part):
   """Checks and drops the copies of base weights that PEFT saves, e.g. the head's."""
-  for name in names:
-    copy = f"{name}.base_layer.weight"
-    if not tensors.has_tensor(copy):
+  for module in part.modules:
+    copy = f"{module}.base_layer.weight"
+    if not tensors.has(copy):
       continue
-    if leaf.ndim != 2 or not np.allclose(tensors.pop(copy).T, leaf, atol=1e-2):
+    x = part.theirs(tensors.pop(copy))
+    same = x.shape == part.leaf.shape and np.allclose(x, part.leaf, atol=1e-2)
+    if not same:
       raise InputError(f"{tensors.directory} holds another base's weight: {copy}")
-
-
-class _Tensors:
-  """The tensors of a file, which remembers those that nobody has read."""
-
-  def __init__(self, directory, flat):
-    self.directory, self.flat, self.used = directory, flat, set()
-    self.modules = {k.removeprefix(_PREFIX).rpartition(".lora_A")[0] for k in flat}
-    self.modules |= {k.removeprefix(_PREFIX).rpartition(".")[0] for k in flat}
-
-  def has(self, module: str) -> bool:
-    return module in self.modules
-
-  def has_tensor(self, name: str) -> bool:
-    return _PREFIX + name in self.flat
-
-  def shared(self, key: str):
-    """The tensor at a full key, e.g. one that all modules share."""
-    if key not in self.flat:
-      raise InputError(f"{self.directory}/{WEIGHTS} has no tensor {key}")
-    self.used.add(key)
-    return self.flat[key].astype(np.float32)
-
-  def pop(self, name: str):
-    """The tensor of a module, by its name in the model."""
-    return self.shared(_PREFIX + name)
-
-  def check_empty(self):
-    """Raises InputError if a tensor was not read."""
-    left = sorted(self.flat.keys() - self.used)
-    if left:
-      raise InputError(
-        f"{self.directory}/{WEIGHTS} has {len(left)} tensors with no place in this "
-        f"model, e.g. {left[0]}"
-      )
 
 
 def _targets(mine: list[str], every: list[str]) -> list[str]:

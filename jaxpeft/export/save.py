@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxpeft import adapters, tree
 from jaxpeft.checkpoints import adapter as own
-from jaxpeft.checkpoints import hf_write, peft
+from jaxpeft.checkpoints import gguf_write, hf_write, peft
+from jaxpeft.checkpoints.params_reader import ParamsReader
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import dense, is_node
 from jaxpeft.model import Model
@@ -35,6 +36,8 @@ def save_hf(
   if quantize not in (None, "", "nf4"):
     raise unknown("quantize", quantize, ("nf4",))
   to = jnp.dtype(dtype or model.transformer.dtype)
+  if not jnp.issubdtype(to, jnp.floating):
+    raise InputError(f"dtype {dtype!r} holds no fractions; use 'bfloat16' or 'float32'")
 
   def finish(path, w):
     w = adapters.merge(w, to)
@@ -46,6 +49,29 @@ def save_hf(
     return dense(w).astype(to)
 
   hf_write.save(directory, model.config, model.params, model.tokenizer, finish)
+
+
+def save_gguf(model: Model, path, dtype: str | None = None):
+  """Writes a model as a GGUF file for llama.cpp, its adapters merged in float32.
+
+  Only one weight of one layer is gathered at a time. If there are several processes,
+  all must call this, and process 0 writes.
+
+  Args:
+    model: a model, adapted or not.
+    path: of the file; it is replaced.
+    dtype: "float32", "float16", "bfloat16" or "q8_0" (blocks of 32 integers of 8 bits
+      with a scale), of the matrices; None is the model's.
+  Raises:
+    InputError: an unknown dtype, or a model or tokenizer that GGUF cannot hold.
+  """
+  reader = ParamsReader(
+    model.config,
+    model.params,
+    lambda path, w: dense(adapters.merge(w, jnp.float32)).astype(jnp.float32),
+  )
+  to = dtype or jnp.dtype(model.transformer.dtype).name
+  gguf_write.write(path, model.config, reader, model.tokenizer, to, model.name)
 
 
 def save_adapter(

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxpeft import experiment
 from jaxpeft import model as models
-from jaxpeft.checkpoints import peft
+from jaxpeft.checkpoints import gguf_write, peft, peft_names
+from jaxpeft.checkpoints.gguf_reader import is_gguf
 from jaxpeft.data import encode, sources
 from jaxpeft.errors import InputError
 from jaxpeft.export import save
@@ -17,9 +18,15 @@ from jaxpeft.parallel import distributed, sharding
 from jaxpeft.training import workdir as workdirs
 
 # dtype -> largest allowed difference of logits, in standard deviations of the logits.
-# bfloat16 rounds weights to 8 significant bits, which moves every logit a little;
-# float32 hardly moves them.
-_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.75}
+# bfloat16 and q8_0 round weights to 8 bits (q8_0: of the largest of 32), which moves
+# every logit a little; float32 hardly moves them.
+_TOLERANCE = {"float32": 2e-3, "float16": 0.1, "bfloat16": 0.75, "q8_0": 0.75}
+# Format of an export -> the dtypes that its weights may have.
+DTYPES = {
+  "hf": ("float32", "bfloat16"),
+  "gguf": tuple(gguf_write.KINDS),
+  "peft": (),
+}
 _SHARE = 0.5  # largest mean difference, as a share of the adapter's mean change
 _ROWS, _TOKENS = 16, 128
 
@@ -65,9 +72,11 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
 
   Args:
     workdir: the run's directory.
-    format: "hf" for merged weights, or "peft" for the adapter.
-    directory: where to write; it must not exist, or be empty.
-    dtype: for "hf": dtype of the merged weights; None is the run's.
+    format: "hf" for merged weights as a directory, "gguf" for merged weights as one
+      file, or "peft" for the adapter.
+    directory: where to write: a directory that does not exist or is empty, or for
+      "gguf" a file NAME.gguf that does not exist.
+    dtype: dtype of merged weights, see `DTYPES`; None is the run's.
     rank: for "peft": rank of the nearest LoRA, if the method is not a LoRA itself.
     tolerance: largest allowed difference of logits; None allows a share of their
       standard deviation, which depends on the dtype.
@@ -78,24 +87,32 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
   if format == "peft":
     peft.check_processes()
   directory = pathlib.Path(directory)
-  if directory.exists() and any(directory.iterdir()):
-    raise InputError(f"{directory} is not empty; choose another --out")
-  if dtype and format != "hf":
-    raise InputError(f"--dtype applies to --format=hf only, not to {format}")
+  _check_out(directory, format)
+  if dtype and dtype not in DTYPES[format]:
+    raise InputError(
+      f"--dtype={dtype} does not apply to --format={format}; known there: "
+      f"{', '.join(DTYPES[format]) or 'none'}"
+    )
   if rank is not None and format != "peft":
     raise InputError(f"--rank applies to --format=peft only, not to {format}")
   if rank is not None and rank < 1:
     raise InputError(f"--rank {rank} is below 1")
   config = workdirs.read_config(workdir)
   base = experiment.read_base(config)
+  if format == "peft":
+    peft_names.check_family(base.config)
   tuned = experiment.load_run(workdir, config, base)
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:
-    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / "out"  # process 0's
+    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / directory.name  # process 0's
     lost = 0.0
+    own = config.model.dtype
     if format == "hf":
       save.save_hf(tuned, tmp, dtype)
-      back = models.load(str(tmp), dtype or config.model.dtype)
+      back = models.load(str(tmp), dtype or own)
+    elif format == "gguf":
+      save.save_gguf(tuned, tmp, dtype)
+      back = models.load(str(tmp), "float32" if dtype == "float32" else own)
     else:
       errors = save.save_adapter(
         tuned.params, tmp, format, base=base.params, rank=rank, base_name=base.name
@@ -103,8 +120,10 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
       lost = max(errors.values())
       back = base.replace(params=save.load_adapter(base.params, tmp))
     rows = _rows(config, base)
+    if _rows(config, back) != rows:
+      raise InputError("not exported: the written tokenizer gives other token ids")
     parity = compare(tuned, back, rows)
-    limit = _TOLERANCE[dtype or config.model.dtype] * parity.deviation
+    limit = max(_TOLERANCE[dtype or own], _TOLERANCE[own]) * parity.deviation
     limit = limit if tolerance is None else tolerance
     text = str(parity)
     if lost > 1e-4:
@@ -122,11 +141,19 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
         "with --dtype=float32, or set --tolerance"
       )
     if distributed.is_main():
-      if directory.exists():
+      if directory.is_dir():
         directory.rmdir()
       shutil.move(tmp, directory)
     distributed.barrier("exported")
   return text
+
+
+def _check_out(path: pathlib.Path, format: str):
+  """Refuses a place that the export would overwrite, or that its format cannot be."""
+  if format == "gguf" and not is_gguf(path):
+    raise InputError(f"--format=gguf writes one file: --out={path}.gguf")
+  if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    raise InputError(f"{path} is not empty; choose another --out")
 
 
 def _rows(config, base) -> list:
@@ -136,4 +163,4 @@ def _rows(config, base) -> list:
   found = encode.encode(
     rows, base.tokenizer, d.max_tokens, d.loss_on, d.eval or d.train
   )
-  return [example.tokens[:_TOKENS] for example in found.examples]
+  return [np.asarray(example.tokens[:_TOKENS]).tolist() for example in found.examples]

@@ -18,6 +18,7 @@ from jaxpeft.parallel import sharding
 from jaxpeft.transformer import decoder
 from jaxpeft.transformer.attention import KV, Where
 from jaxpeft.transformer.decoder import Stream, Transformer, layer_names
+from jaxpeft.transformer.rope import needs_length
 
 _UNSTACK_BYTES = 2 << 30  # `unstack` copies no larger model
 _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
@@ -120,7 +121,9 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   prompt = slots < length[:, None]
   position = jnp.where(slots < p, slots, length[:, None] + slots - p)
   where = Where(position[:, :p], prompt[:, :p].astype(jnp.int32))
-  hidden, kept = decoder.run(transformer, params, Stream(tokens, where), keep="kv")
+  end = length + max_new if needs_length(transformer.config) else None
+  prompts = Stream(tokens, where, length=end)
+  hidden, kept = decoder.run(transformer, params, prompts, keep="kv")
   last = jnp.maximum(length - 1, 0)[:, None, None]
   hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
   logits = decoder.logits(transformer, params, hidden)
@@ -150,7 +153,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
     hidden, kept = decoder.run(
       transformer,
       params,
-      Stream(token[:, None], here),
+      Stream(token[:, None], here, length=end),
       kv=[KV(k, v, seen) for k, v in cache],
       keep="kv",
     )
@@ -191,9 +194,14 @@ def unstack(transformer, params):
 def _cut(params):
   """`params` with each stack of layers split into stacks of one layer."""
   names = layer_names(params)
-  depths = [jax.tree.leaves(params[name])[0].shape[0] for name in names]
+  depths = [jax.tree.leaves(params[name]["attn"])[0].shape[0] for name in names]
+
+  def cut(i, depth):
+    """Layer i of a leaf, which has one entry per layer, or one per layer and expert."""
+    return lambda x: x[i * (x.shape[0] // depth) : (i + 1) * (x.shape[0] // depth)]
+
   layers = [
-    jax.tree.map(lambda x, i=i: x[i : i + 1], params[name])
+    jax.tree.map(cut(i, depth), params[name])
     for name, depth in zip(names, depths, strict=True)
     for i in range(depth)
   ]

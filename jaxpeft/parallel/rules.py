@@ -28,8 +28,8 @@ TABLE = {
 WEIGHTS = {
   r"attn/[qkv]": ("width", "heads"),
   r"attn/o": ("heads", "width"),
-  r"mlp/(gate|up)": ("width", "ff"),
-  r"mlp/down": ("ff", "width"),
+  r"(mlp|experts)/(gate|up)": ("width", "ff"),
+  r"(mlp|experts)/down": ("ff", "width"),
   r"embed": ("vocab", "width"),
   r"head": ("width", "vocab"),
   r"bias/[qkv]": ("heads",),

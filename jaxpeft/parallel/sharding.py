@@ -113,7 +113,7 @@ def check(config, rows: int = 0, tokens: int = 0, quantized: bool = False):
   ]
   for logical, what, size, unit in dimensions:
     ways = cut(logical)
-    if size % (unit * ways):
+    if ways > 1 and size % (unit * ways):
       axes = " * ".join(f"mesh.{a}" for a in rules.TABLE[logical] if rules.size(a) > 1)
       axes = axes.replace("sequence", "tensor")  # the key of the config
       units = f" (in groups of {unit})" if unit > 1 else ""

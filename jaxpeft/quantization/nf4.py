@@ -112,7 +112,7 @@ def check(path: str, shape: tuple[int, ...]) -> None:
 
 def takes(path: str) -> bool:
   """True if the leaf at `path` may be stored in 4 bits, i.e. is a projection."""
-  return bool(re.fullmatch(r"layers_\d+/(attn|mlp)/\w+", path))
+  return bool(re.fullmatch(r"layers_\d+/(attn|mlp|experts)/\w+", path))
 
 
 def quantize_tree(params):

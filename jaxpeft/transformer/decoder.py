@@ -1,4 +1,4 @@
-"""Llama-family decoder: Llama, Mistral, Qwen2/2.5/3, Gemma 1/2. Differences are data.
+"""A decoder for the Llama family and its relatives, whose differences are data.
 
 A thin Flax linen module declares the names and shapes of the weights. The computation
 is pure functions of the parameter tree: `hidden` gives the final hidden states, and
@@ -6,21 +6,20 @@ is pure functions of the parameter tree: `hidden` gives the final hidden states,
 Axes: B batch, T tokens, D width, K key/value heads, N head_dim, V vocabulary.
 """
 
-import math
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxpeft.linear import dense, linear
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import layers, remat
-from jaxpeft.transformer.attention import EVERYWHERE, Where
+from jaxpeft.transformer.attention import Where
 from jaxpeft.transformer.config import ModelConfig
-from jaxpeft.transformer.rope import rope
+from jaxpeft.transformer.rope import needs_length
 
 
 class Stream(NamedTuple):
@@ -29,6 +28,7 @@ class Stream(NamedTuple):
   tokens: jax.Array  # int[B, T]
   where: Where
   noise: jax.Array | None = None  # float[B, T, D], added to the embeddings
+  length: jax.Array | None = None  # int[B], see `text_length`; None takes it from where
 
 
 class Transformer(nn.Module):
@@ -71,7 +71,16 @@ class Transformer(nn.Module):
         split_rngs={"params": True},
         axis_size=depth,
       )
-      params[f"layers_{i}"] = stack(c, name=f"layers_{i}")()
+      if c.experts:  # stored as one stack, see `remat.run`
+        stack = nn.map_variables(
+          stack,
+          "params",
+          lambda v, n=depth: {"params": remat.split_experts(v["params"], n)},
+          lambda v: {"params": remat.join_experts(v["params"])},
+          init=True,
+          mutable=True,
+        )
+      params[f"layers_{i}"] = remat.join_experts(stack(c, name=f"layers_{i}")())
     params["final_norm"] = self.param("final_norm", ones, (c.width,))
     if not c.tied:
       shape = (c.width, c.vocab_size)
@@ -114,15 +123,17 @@ def run(
   streams = [stream] if constant is None else [stream, constant]
   embed = _embedding(params)
   xs = tuple(_embed(net, embed, s) for s in streams)
-  places = [layers.Place(s.where, rope(s.where.position, c)) for s in streams]
+  length = text_length(streams, kv) if needs_length(c) else None
+  places = [layers.place(c, s.where, length) for s in streams]
+  all_kinds = layers.kinds(c)
   kept, first = [], 0
   depths = layer_groups(net.groups, c.depth)
   policies = remat.by_group(net.remat, depths)
   for i, (depth, policy) in enumerate(zip(depths, policies, strict=True)):
     stack = {"bias": {}} | params[f"layers_{i}"]
-    windows = np.array(c.windows[first : first + depth] or [EVERYWHERE] * depth)
+    kinds = jax.tree.map(lambda x: x[first : first + depth], all_kinds)  # noqa: B023
     cache = kv and kv[i]
-    xs, kept_i = remat.run(c, policy, stack, xs, places, windows, cache, keep)
+    xs, kept_i = remat.run(c, policy, stack, xs, places, kinds, cache, keep)
     kept.append(kept_i)
     first += depth
   return layers.rms_norm(xs[0], params["final_norm"], c), kept
@@ -142,7 +153,29 @@ def to_logits(net: Transformer, params) -> Callable:
   c = net.config
   head = _embedding(params).T if c.tied else params["head"]
   head = sharding.gathered(dict(head=head))["head"]
-  return lambda x: soft_cap(linear(x, head).astype(jnp.float32), c.final_softcap)
+
+  def apply(x):
+    y = linear(x, head).astype(jnp.float32)
+    y = y if c.logit_scale == 1 else y / c.logit_scale
+    return soft_cap(y, c.final_softcap)
+
+  return apply
+
+
+def text_length(streams: list[Stream], kv=None):
+  """int32[B], how many positions each row has, for `rope`.
+
+  That is what the first stream says, or else the last position of all tokens, plus 1.
+  Decoding says it, so that keys in the cache need not be rotated again later.
+
+  Args:
+    streams, kv: as in `run`.
+  """
+  if streams[0].length is not None:
+    return streams[0].length
+  places = [s.where for s in streams] + ([kv[0].where] if kv else [])
+  ends = [jnp.max((p.position + 1) * (p.segment != 0), 1) for p in places]
+  return functools.reduce(jnp.maximum, ends)
 
 
 def _embedding(params):
@@ -151,8 +184,8 @@ def _embedding(params):
 
 def _embed(net: Transformer, embed, stream: Stream):
   x = embed[stream.tokens].astype(net.dtype)
-  if net.config.embed_scale:
-    x = x * jnp.asarray(math.sqrt(net.config.width), x.dtype)
+  if net.config.embed_scale != 1:
+    x = x * jnp.asarray(net.config.embed_scale, x.dtype)
   x = x if stream.noise is None else x + stream.noise.astype(x.dtype)
   return sharding.constrain(x, "batch", "length", None)
 

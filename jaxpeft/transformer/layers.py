@@ -10,20 +10,21 @@ heads per key/value head, N head_dim, F feed-forward.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpeft.linear import Weights, dense, linear
 from jaxpeft.parallel import sharding
-from jaxpeft.transformer import chunking
-from jaxpeft.transformer.attention import KV, Where, attend, received
+from jaxpeft.transformer import chunking, experts
+from jaxpeft.transformer.attention import EVERYWHERE, KV, Where, attend, received
 from jaxpeft.transformer.config import ModelConfig
-from jaxpeft.transformer.rope import rotate
+from jaxpeft.transformer.rope import query_scale, rope, rotate
 
 _NUMBERS = 2**23  # elements of one array in a chunk of the feed-forward part
 
@@ -33,10 +34,39 @@ class Place(NamedTuple):
 
   where: Where
   angles: tuple[jax.Array, jax.Array]  # (sin, cos), from `rope`
+  query_scale: jax.Array | None  # float32[B, 1, T, 1], or None for 1
+
+
+class Kind(NamedTuple):
+  """What differs between layers of one model besides the weights. Stacks add an axis.
+
+  Attributes:
+    window: int32[], how many positions a token sees, counting its own.
+    rope: int32[], index of the layer's rotary embedding; None if there is only one.
+  """
+
+  window: jax.Array
+  rope: jax.Array | None
+
+
+def place(c: ModelConfig, where: Where, length=None) -> Place:
+  """The `Place` of tokens at `where`; `length` as in `rope`."""
+  angles = rope(where.position, c, length)
+  return Place(where, angles, query_scale(where.position, c))
+
+
+def kinds(c: ModelConfig) -> Kind:
+  """The kinds of all layers, stacked."""
+  windows: Any = np.array(c.windows or [EVERYWHERE] * c.depth)
+  ropes: Any = np.array(c.rope_of or [0] * c.depth, np.int32)
+  return Kind(windows, ropes if len(c.ropes) > 1 else None)
 
 
 class LayerWeights(nn.Module):
-  """Declares the weights of one layer, grouped as attn, mlp, norm and bias."""
+  """Declares the weights of one layer: attn, mlp (or router, experts), norm, bias.
+
+  Weights of experts have a leading axis of experts.
+  """
 
   config: ModelConfig
 
@@ -47,15 +77,26 @@ class LayerWeights(nn.Module):
     attn = (("q", (d, q)), ("k", (d, k)), ("v", (d, k)), ("o", (q, d)))
     mlp = (("gate", (d, c.ff)), ("up", (d, c.ff)), ("down", (c.ff, d)))
     ones = nn.initializers.constant(1 - c.norm_offset)
+    if c.experts:
+      each = tuple((name, (c.experts, *shape)) for name, shape in mlp)
+      init = nn.initializers.lecun_normal(batch_axis=0)
+      blocks = dict(
+        router=Weights((("w", (d, c.experts)),), name="router")(),
+        experts=Weights(each, init, name="experts")(),
+      )
+    else:
+      blocks = dict(mlp=Weights(mlp, name="mlp")())
     return dict(
       attn=Weights(attn, name="attn")(),
-      mlp=Weights(mlp, name="mlp")(),
+      **blocks,
       norm=Weights(_norm_shapes(c), ones, name="norm")(),
       bias=Weights(_bias_shapes(c), nn.initializers.zeros, name="bias")(),
     )
 
 
-def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep=None):
+def layer(
+  c: ModelConfig, w, xs, places, kind: Kind, cache=None, chunked=False, keep=None
+):
   """One layer, applied to one stream or to two, of which the second is constant.
 
   Args:
@@ -63,7 +104,7 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep
     w: the dict that `LayerWeights` declares.
     xs: tuple of one or two streams of hidden states [B, T, D].
     places: a `Place` for each stream.
-    window: int32[], how many positions a token sees, counting its own.
+    kind: of this layer.
     cache: `KV` of earlier tokens, which both streams attend to; or None.
     chunked: whether to compute the feed-forward part in chunks of tokens, each of which
       the backward pass recomputes.
@@ -77,7 +118,7 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep
   xs = (xs[0], *constant(xs[1:]))
   qs, kvs = [], []
   for w, x, place in zip(ws, xs, places, strict=True):
-    q, k, v = _qkv(c, w, x, place)
+    q, k, v = _qkv(c, w, x, place, kind)
     if kvs:
       k, v = checkpoint_name(k, "constant_kv"), checkpoint_name(v, "constant_kv")
     qs.append(q)
@@ -87,51 +128,65 @@ def layer(c: ModelConfig, w, xs, places, window, cache=None, chunked=False, keep
   ys = []
   for i, (w, x, q) in enumerate(zip(ws, xs, qs, strict=True)):
     parts = [kvs[i], *others[i], *([cache] if cache else [])]
-    ys.append(_finish(c, w, x, q, places[i].where, parts, window, chunked or i > 0))
-  return tuple(ys), keep and _KEPT[keep](c, qs[0], kvs[0], window)
+    here = places[i].where
+    ys.append(_finish(c, w, x, q, here, parts, kind.window, chunked or i > 0))
+  return tuple(ys), keep and _KEPT[keep](c, qs[0], kvs[0], kind.window)
 
 
-def _qkv(c, w, x, place: Place):
+def _qkv(c, w, x, place: Place, kind: Kind):
   """Queries [B, H, T, N], keys and values [B, K, T, N]; the first two are rotated."""
-  h = sharding.constrain(rms_norm(x, w["norm"]["attn"], c), "batch", None, None)
-  attn, bias = w["attn"], w["bias"]
-  q, k, v = (
-    sharding.constrain(
-      heads(add_bias(linear(h, attn[n], "attention"), bias.get(n)), c.head_dim),
-      "batch", "heads", None, None,
-    )
-    for n in "qkv"
-  )  # fmt: skip
-  if c.qk_norm:
-    q, k = rms_norm(q, w["norm"]["q"], c), rms_norm(k, w["norm"]["k"], c)
-  return rotate(q, *place.angles), rotate(k, *place.angles), v
+  attn, bias, norm = w["attn"], w["bias"], w["norm"]
+  h = rms_norm(x, norm["attn"], c) if c.pre_norms else x
+  h = sharding.constrain(h, "batch", None, None)
+
+  def project(name):
+    y = add_bias(linear(h, attn[name], "attention"), bias.get(name))
+    if c.qk_norm == "width" and name != "v":
+      y = rms_norm(y, norm[name], c)
+    return sharding.constrain(heads(y, c.head_dim), "batch", "heads", None, None)
+
+  q, k, v = map(project, "qkv")
+  if c.qk_norm == "head":
+    q, k = rms_norm(q, norm["q"], c), rms_norm(k, norm["k"], c)
+  angles = place.angles
+  if kind.rope is not None:
+    angles = tuple(lax.dynamic_index_in_dim(x, kind.rope, 0, False) for x in angles)
+  q, k = rotate(q, *angles), rotate(k, *angles)
+  return _times(q, place.query_scale), k, v
 
 
 def _finish(c, w, x, q, where, parts, window, chunked: bool):
   """The layer's output [B, T, D]: attention to `parts`, then the feed-forward part."""
-  attn, mlp, norm, bias = w["attn"], w["mlp"], w["norm"], w["bias"]
+  attn, norm, bias = w["attn"], w["norm"], w["bias"]
   b, _, t, _ = q.shape
   h = attend(_grouped(c, q), where, parts, window, _scale(c), c.attn_softcap)
   h = h.reshape(q.shape).swapaxes(1, 2).reshape(b, t, -1)
   h = add_bias(linear(h, attn["o"], "attention"), bias.get("o"))
-  x = x + (rms_norm(h, norm["attn_post"], c) if c.post_norms else h)
+  x = x + _scaled(rms_norm(h, norm["attn_post"], c) if c.post_norms else h, c)
   x = sharding.constrain(x, "batch", "length", None)
 
   # Without these barriers XLA delays the sum of the base's and the adapter's product
   # and keeps both operands alive.
   after_all = lax.optimization_barrier if chunked else lambda x: x
 
-  def feed_forward(x):
-    h = sharding.constrain(rms_norm(x, norm["mlp"], c), "batch", None, None)
+  def gated_products(h, mlp):
     gate = add_bias(linear(h, mlp["gate"]), bias.get("gate"))
     up = add_bias(linear(h, mlp["up"]), bias.get("up"))
     gate, up = after_all((gate, up))
     h = after_all(gated(gate, up, c.activation))
-    h = add_bias(linear(h, mlp["down"]), bias.get("down"))
-    return x + (rms_norm(h, norm["mlp_post"], c) if c.post_norms else h)
+    return add_bias(linear(h, mlp["down"]), bias.get("down"))
+
+  def feed_forward(x):
+    h = rms_norm(x, norm["mlp"], c) if c.pre_norms else x
+    h = sharding.constrain(h, "batch", None, None)
+    if c.experts:
+      h = experts.mix(c, h, w["router"]["w"], w["experts"], gated_products)
+    else:
+      h = gated_products(h, w["mlp"])
+    return x + _scaled(rms_norm(h, norm["mlp_post"], c) if c.post_norms else h, c)
 
   if chunked:
-    numbers = b * t * c.ff / sharding.cut("batch", "ff")
+    numbers = b * t * c.ff * max(c.experts_per_token, 1) / sharding.cut("batch", "ff")
     x = sharding.constrain(x, "batch", None, None)
     x = chunking.over_tokens(feed_forward, math.ceil(numbers / _NUMBERS), x)
   else:
@@ -150,6 +205,16 @@ _KEPT = {"kv": lambda c, q, kv, window: (kv.k, kv.v), "attention": _received}
 def _grouped(c: ModelConfig, q):
   """[B, H, T, N] -> [B, K, G, T, N]."""
   return q.reshape(q.shape[0], c.kv_heads, -1, *q.shape[2:])
+
+
+def _scaled(h, c: ModelConfig):
+  """What a block adds to its input, times `residual_scale`."""
+  return h if c.residual_scale == 1 else h * jnp.asarray(c.residual_scale, h.dtype)
+
+
+def _times(x, scale):
+  """x * scale in x's dtype; x if scale is None."""
+  return x if scale is None else x * scale.astype(x.dtype)
 
 
 def _scale(c: ModelConfig) -> float:
@@ -187,9 +252,14 @@ def heads(x, head_dim: int):
 
 
 def _norm_shapes(c: ModelConfig):
-  names = ["attn", "mlp"] + ["attn_post", "mlp_post"] * c.post_norms
+  names = ["attn", "mlp"] * c.pre_norms + ["attn_post", "mlp_post"] * c.post_norms
   shapes = [(name, (c.width,)) for name in names]
-  return tuple(shapes + [(name, (c.head_dim,)) for name in "qk" if c.qk_norm])
+  of = {
+    "": (),
+    "head": (("q", (c.head_dim,)), ("k", (c.head_dim,))),
+    "width": (("q", (c.heads * c.head_dim,)), ("k", (c.kv_heads * c.head_dim,))),
+  }
+  return (*shapes, *of[c.qk_norm])
 
 
 def _bias_shapes(c: ModelConfig):

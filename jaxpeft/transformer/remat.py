@@ -12,7 +12,7 @@ from jaxpeft import tree
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer.attention import KV
 from jaxpeft.transformer.config import ModelConfig
-from jaxpeft.transformer.layers import layer
+from jaxpeft.transformer.layers import Kind, layer
 
 # What each policy keeps of a layer for the backward pass, which recomputes the rest.
 REMAT = {
@@ -38,7 +38,9 @@ _OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
 )
 
 
-def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep=None):
+def run(
+  c: ModelConfig, remat: str, stack, xs, places, kinds: Kind, cache=None, keep=None
+):
   """Layers one after the other, over their stacked weights.
 
   Args:
@@ -47,28 +49,29 @@ def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep
     stack: the weights that `LayerWeights` declares, with a leading axis of layers.
     xs: tuple of hidden states [B, T, D], one or two streams; see `layer`.
     places: a `Place` for each stream.
-    windows: int[layers].
+    kinds: the stacked `Kind` of the layers.
     cache: KV with a leading axis of layers on k and v, of tokens that all tokens see;
       or None.
     keep: what to return of each layer, see `layer`.
   Returns:
     (xs, what was kept, with a leading axis of layers).
   """
+  stack = split_experts(stack, len(kinds.window))
   outside: Any = cache and cache.where
   chunked = remat not in ("none", "products")
 
   def body(xs, item):
-    w, window, kv = item
+    w, kind, kv = item
     xs = checkpoint_name(xs, "hidden") if remat == "offload" else xs
     return layer(
-      c, w, xs, places, window, kv and KV(kv[0], kv[1], outside), chunked, keep
+      c, w, xs, places, kind, kv and KV(kv[0], kv[1], outside), chunked, keep
     )
 
   again = functools.partial(jax.checkpoint, prevent_cse=False)
   if remat == "none" and sharding.cut("width") > 1:
     body = again(body, policy=_all_but_gathered)
   if remat == "segments" and cache is None and not keep:
-    return _segments(again, body, xs, stack, windows), None
+    return _segments(again, body, xs, stack, kinds), None
   if remat in _SAVED_NAMES:
     policy = jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[remat])
     body = again(body, policy=policy)
@@ -76,7 +79,28 @@ def run(c: ModelConfig, remat: str, stack, xs, places, windows, cache=None, keep
     body = again(body, policy=_OFFLOAD)
   elif remat != "none":
     body = again(body)
-  return lax.scan(body, xs, (stack, windows, cache and cache[:2]))
+  return lax.scan(body, xs, (stack, kinds, cache and cache[:2]))
+
+
+def split_experts(stack, depth: int):
+  """The stack with leaves of experts as [layers, experts, ...], as `layer` needs them.
+
+  A tree of parameters has them as one stack [layers * experts, ...]. So code that
+  treats the weights of a stack one by one, such as an adapter's, needs no other case.
+  """
+  split = lambda x: x.reshape(depth, -1, *x.shape[1:])  # noqa: E731
+  return _map_experts(split, stack)
+
+
+def join_experts(stack):
+  """The inverse of `split_experts`."""
+  return _map_experts(lambda x: x.reshape(-1, *x.shape[2:]), stack)
+
+
+def _map_experts(f, stack):
+  if "experts" not in stack:
+    return stack
+  return {**stack, "experts": jax.tree.map(f, stack["experts"])}
 
 
 def _all_but_gathered(primitive, *_, **__) -> bool:
@@ -84,9 +108,9 @@ def _all_but_gathered(primitive, *_, **__) -> bool:
   return primitive.name != "sharding_constraint"
 
 
-def _segments(again, body, xs, stack, windows):
+def _segments(again, body, xs, stack, kinds):
   """The layers in segments; only the inputs of segments are kept between them."""
-  depth = len(windows)
+  depth = len(kinds.window)
   size = max(
     (k for k in range(1, depth + 1) if depth % k == 0), key=lambda k: -k - depth / k
   )
@@ -98,10 +122,10 @@ def _segments(again, body, xs, stack, windows):
   @again
   def step(xs, item):
     i, part = item
-    rest, window = jax.tree.map(
-      lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), (frozen, windows)
+    rest, kind = jax.tree.map(
+      lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), (frozen, kinds)
     )
-    return body(xs, (tree.combine(part, rest), window, None))
+    return body(xs, (tree.combine(part, rest), kind, None))
 
   def segment(xs, items):
     return lax.scan(step, xs, items)[0], None

@@ -4,21 +4,28 @@
 need no more. Sources: the models' public config.json files.
 """
 
-from jaxpeft.transformer.config import ModelConfig
+import math
+
+from jaxpeft.transformer.config import ModelConfig, Rope
 
 _LLAMA = dict(rms_eps=1e-5, bos_id=1, eos_ids=(2,))
 _LLAMA3 = _LLAMA | dict(
-  vocab_size=128_256, rope_theta=500_000.0, bos_id=128_000, eos_ids=(128_001,)
+  vocab_size=128_256, ropes=(Rope(500_000.0),), bos_id=128_000, eos_ids=(128_001,)
 )
 _LLAMA32 = _LLAMA3 | dict(
   max_positions=131_072,
   tied=True,
-  rope_scaling=(
-    ("rope_type", "llama3"),
-    ("factor", 32.0),
-    ("high_freq_factor", 4.0),
-    ("low_freq_factor", 1.0),
-    ("original_max_position_embeddings", 8192),
+  ropes=(
+    Rope(
+      500_000.0,
+      "llama3",
+      (
+        ("factor", 32.0),
+        ("high_freq_factor", 4.0),
+        ("low_freq_factor", 1.0),
+        ("original_max_position_embeddings", 8192),
+      ),
+    ),
   ),
 )
 _GEMMA = dict(
@@ -28,16 +35,17 @@ _GEMMA = dict(
   activation="gelu_tanh",
   tied=True,
   norm_offset=1.0,
-  embed_scale=True,
   bos_id=2,
   eos_ids=(1,),
   pad_id=0,
 )
-_QWEN = dict(rope_theta=1_000_000.0, bos_id=151_643, eos_ids=(151_643,))
+_QWEN = dict(ropes=(Rope(1_000_000.0),), bos_id=151_643, eos_ids=(151_643,))
 
 
 def _shape(family, width, depth, heads, kv_heads, ff, **facts) -> ModelConfig:
   facts = dict(head_dim=width // heads) | facts
+  if family == "gemma":
+    facts |= dict(embed_scale=math.sqrt(width))
   return ModelConfig(
     family=family,
     width=width,
@@ -125,7 +133,7 @@ SHAPES = {
     vocab_size=151_936,
     max_positions=40_960,
     head_dim=128,
-    qk_norm=True,
+    qk_norm="head",
     tied=True,
     **_QWEN,
   ),

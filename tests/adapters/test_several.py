@@ -264,7 +264,11 @@ def test_blends_of_other_bases_are_refused_also_on_other_weights(model):
     ((jaxpeft.IA3(), jaxpeft.IA3()), {}, "no low-rank update"),
     ((jaxpeft.PiSSA(rank=4), jaxpeft.LoRA(rank=4)), {}, "another w"),
     ((jaxpeft.SVF(), jaxpeft.LoRA(rank=4)), {}, "another w|no low-rank"),
-    ((jaxpeft.SVFT(off_diagonals=1), jaxpeft.SVFT(off_diagonals=2)), {}, "different options"),
+    (
+      (jaxpeft.SVFT(off_diagonals=1), jaxpeft.SVFT(off_diagonals=2)),
+      {},
+      "different options",
+    ),
     (
       (jaxpeft.LoRA(rank=4), jaxpeft.LoRA(rank=8)),
       dict(how="linear"),

@@ -61,8 +61,8 @@ def test_configs_of_transformers_4_and_5_are_the_same(old, tmp_path):
     values |= dict(rope_theta=rope.pop("rope_theta"), rope_scaling=rope)
     values["torch_dtype"] = values.pop("dtype")
   config = hf_config.from_hf(values)
-  assert config.rope_theta == 10_000
-  assert dict(config.rope_scaling)["factor"] == 8.0
+  assert config.ropes[0].theta == 10_000
+  assert dict(config.ropes[0].options)["factor"] == 8.0
 
 
 def test_sharded_checkpoints_are_read(tmp_path):
@@ -119,8 +119,8 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path, change, message):
   [
     (dict(model_type="bert"), "unknown model_type .* 'bert'"),
     (dict(hidden_act="relu"), "unknown activation"),
-    (dict(moe_top_k=2), "field 'moe_top_k' = 2 is not supported"),
-    (dict(rope_parameters=dict(rope_type="yarn")), "unknown rope_type"),
+    (dict(num_experts=2), "field 'num_experts' = 2 is not supported"),
+    (dict(rope_parameters=dict(rope_type="yarns")), "unknown rope_type"),
     (dict(hidden_size=None), None),
   ],
 )
@@ -173,6 +173,7 @@ PEAK = """
 import os, sys, jax, jax.numpy as jnp
 import jaxpeft
 from jaxpeft.checkpoints import hf
+from jaxpeft.checkpoints.reader import SafetensorsReader
 from jaxpeft import model
 jax.block_until_ready(jnp.ones(2) + 1)
 
@@ -190,7 +191,8 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 config = hf.read_config(sys.argv[1])
-params = jax.block_until_ready(hf.load(sys.argv[1], config, "float32"))
+reader = SafetensorsReader(sys.argv[1])
+params = jax.block_until_ready(hf.load(reader, config, "float32"))
 done = True
 thread.join()
 size = sum(x.nbytes for x in jax.tree.leaves(params))
