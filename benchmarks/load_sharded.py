@@ -40,6 +40,7 @@ def member(directory: str, quantize: str | None):
   import jax
 
   from jaxpeft.checkpoints import hf
+  from jaxpeft.checkpoints.reader import SafetensorsReader
   from jaxpeft.parallel import sharding
   from jaxpeft.quantization import nf4
 
@@ -59,7 +60,8 @@ def member(directory: str, quantize: str | None):
   thread = threading.Thread(target=watch)
   thread.start()
   config = hf.read_config(directory)
-  params = hf.load(directory, config, "bfloat16", quantize=bool(quantize))
+  reader = SafetensorsReader(directory)
+  params = hf.load(reader, config, "bfloat16", quantize=bool(quantize))
   jax.block_until_ready(params)
   done.set()
   thread.join()
