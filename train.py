@@ -91,7 +91,7 @@ def main(argv):
   console.note(f"first example, supervised part marked:\n{shown}\ncompiling ...")
   clock = time.time()
   first = sharding.place_batch(exp.batch(0))
-  step_fn = exp.make_step().lower(state, exp.frozen, first).compile()
+  step_fn = exp.compile_step(state, first)
   distributed.barrier("compiled")
   compile_s = time.time() - clock
   epoch = exp.data.batches.epoch_steps

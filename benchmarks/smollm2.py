@@ -152,11 +152,14 @@ def base(args):
 
 
 def learned(runs: list[dict], before: dict) -> str:
-  """Markdown table of the runs: means over seeds, and Wilson's 95 % of the mean."""
+  """Markdown table of the runs: means over seeds.
+
+  The 95 % are Wilson's interval of the mean accuracy, in whole problems.
+  """
   from jaxpeft.evaluation.intervals import wilson
 
   lines = [
-    "| data | method | trained | held-out loss | seeds | accuracy | 95 % | seeds "
+    "| data | method | trained | held-out loss | by seed | accuracy | 95 % | by seed "
     "| problems | steps |",
     "| --- | --- | ---: | --- | --- | --- | --- | --- | ---: | ---: |",
   ]
@@ -164,7 +167,7 @@ def learned(runs: list[dict], before: dict) -> str:
     mine = [run for run in runs if (run["data"], run["method"]) == (data, method)]
     n, losses = mine[0]["problems"], [run["eval_loss"] for run in mine]
     hits = [run["accuracy"] for run in mine]
-    low, high = wilson(statistics.mean(hits) * n, n)
+    low, high = wilson(round(statistics.mean(hits) * n), n)
     lines.append(
       f"| {data} | {method} | {mine[0]['trainable_parameters']:,} "
       f"| {before[data]:.3f} -> {statistics.mean(losses):.3f} "
@@ -198,8 +201,8 @@ def speed(args):
         print(f"round {number + 1}: {name}: {got[-1]}", file=sys.stderr, flush=True)
   about = f"{os.cpu_count()} cores, {args.rounds} rounds of {args.steps} steps of 1 x "
   print(f"{about}{smollm2_step.LENGTH}, medians; peaks in MB, ratios within a round")
-  print(f"{'':<30}{'tokens/s':>9}{'x peer':>8}{'loss':>8}{'process':>9}{'x peer':>8}"
-        f"{'steps':>7}{'x peer':>8}{'before':>8}")  # fmt: skip
+  print(f"{'':<30}{'tokens/s':>9}{'x peer':>8}{'CPU s':>7}{'x peer':>8}{'loss':>8}"
+        f"{'process':>9}{'x peer':>8}{'steps':>7}{'x peer':>8}{'before':>8}")  # fmt: skip
   for name in names:
     print(_row(name, results[name], results[names[0]], smollm2_step.LENGTH))
 
@@ -209,8 +212,10 @@ def _row(name: str, got, first, length: int) -> str:
   middle = statistics.median
   seconds = [middle(g["seconds"]) for g in got]
   fast = middle(middle(f["seconds"]) / s for f, s in zip(first, seconds, strict=True))
+  used = [middle(g["cpu"]) for g in got]
+  busy = middle(u / middle(f["cpu"]) for f, u in zip(first, used, strict=True))
   cells = [f"{name:<30}{length / middle(seconds):>9.0f}{fast:>8.2f}"
-           f"{got[0]['losses'][0]:>8.4f}"]  # fmt: skip
+           f"{middle(used):>7.1f}{busy:>8.2f}{got[0]['losses'][0]:>8.4f}"]  # fmt: skip
   for key, width in (("peak", 9), ("steps", 7)):
     share = middle(g[key] / f[key] for g, f in zip(got, first, strict=True))
     cells.append(f"{middle(g[key] for g in got) / 1e6:>{width}.0f}{share:>8.2f}")

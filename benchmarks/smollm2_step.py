@@ -43,14 +43,15 @@ def measure(step, rows) -> dict:
   """
   early, loaded = resident(peak=True), resident(peak=False)
   reset_peak()
-  seconds, losses = [], []
+  seconds, cpu, losses = [], [], []
   for row in rows:
-    clock = time.perf_counter()
+    clock, used = time.perf_counter(), time.process_time()
     losses.append(float(step(row)))
     seconds.append(time.perf_counter() - clock)
+    cpu.append(time.process_time() - used)
   steps = resident(peak=True)
   return dict(
-    seconds=seconds[2:], losses=losses, loaded=loaded, steps=steps,
+    seconds=seconds[2:], cpu=cpu[2:], losses=losses, loaded=loaded, steps=steps,
     peak=max(early, steps),
   )  # fmt: skip
 
@@ -81,7 +82,7 @@ def ours(source: str, rows, changed: dict) -> dict:
   )
   state, exp = exp.state, exp._replace(state=None)
   arrays = {tuple(row): step.split(x, 1) for row, x in zip(rows, batches, strict=True)}
-  compiled = exp.make_step().lower(state, exp.frozen, arrays[tuple(rows[0])]).compile()
+  compiled = exp.compile_step(state, arrays[tuple(rows[0])])
 
   def one(row):
     nonlocal state

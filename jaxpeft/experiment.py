@@ -20,7 +20,7 @@ from jaxpeft.objectives.gradients import gradients
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
 from jaxpeft.run_data import Data
-from jaxpeft.training import optimizer, step, workdir
+from jaxpeft.training import compiled_bytes, optimizer, step, workdir
 
 
 class Prepared(NamedTuple):
@@ -54,6 +54,12 @@ class Experiment(NamedTuple):
     """step(state, frozen, batch) -> (state, metrics), jitted; see `training.step`."""
     net = self.model.transformer
     return step.make_step(net, self.tx, self.objective, self.config.seed)
+
+  def compile_step(self, state, batch):
+    """`make_step` compiled for such a state and batch."""
+    compiled = self.make_step().lower(state, self.frozen, batch).compile()
+    compiled_bytes.return_freed()
+    return compiled
 
   def adapted(self, trainable=None) -> models.Model:
     """The adapted model; None takes the trainable partition of `state`."""

@@ -60,6 +60,16 @@ def _matmul_bwd(residuals, g):
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
+def matmul_transposed(x, w):
+  """x [..., in] times the transpose of the array w [out, in], in x's dtype.
+
+  Writing `x @ w.T` in a loop instead would make XLA:CPU copy w transposed, which for a
+  tied embedding is the largest array of a small model.
+  """
+  axes = ((x.ndim - 1,), (1,)), ((), ())
+  return lax.dot_general(x, w.astype(x.dtype), axes)
+
+
 def dense(w):
   """The weight as an array, for uses other than a product (norms, embeddings)."""
   return w.dense() if is_node(w) else w

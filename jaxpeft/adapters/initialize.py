@@ -46,24 +46,18 @@ def initialize(adapter, key, w: tuple, path: str, stacked: bool, bar):
 
 
 def _by_layer(adapter, key, w, bar):
+  """(frozen, theta) of a stack; besides the result, one layer's weight is in memory."""
   keys = jax.random.split(key, w[0].shape[0])
-  layers, parts = list(w[0]), []
-  for key_i, *w_i in zip(keys, layers, *w[1:], strict=True):
-    parts.append(adapter.init(key_i, *w_i))
+  parts, same = [], set()  # `same`: frozen leaves that are the weight itself
+  for i, key_i in enumerate(keys):
+    w_i = [x[i] for x in w]
+    frozen, theta = adapter.init(key_i, *w_i)
+    same = {name for name, x in frozen.items() if x is w_i[0]}
+    parts.append(({k: x for k, x in frozen.items() if k not in same}, theta))
     bar.update()
-  # If a frozen leaf is the weight itself, reuse the given stack instead of copying it.
-  same = {
-    name
-    for name in parts[0][0]
-    if all(p[0][name] is w_i for p, w_i in zip(parts, layers, strict=True))
-  }
-  frozen = {
-    name: w[0]
-    if name in same
-    else jax.tree.map(lambda *xs: jnp.stack(xs), *[p[0][name] for p in parts])
-    for name in parts[0][0]
-  }
-  return frozen, jax.tree.map(lambda *xs: jnp.stack(xs), *[p[1] for p in parts])
+  frozen, theta = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+  # The given stack is reused, not copied.
+  return frozen | dict.fromkeys(same, w[0]), theta
 
 
 def _on_mesh(adapter, path: str, stacked: bool, mesh):

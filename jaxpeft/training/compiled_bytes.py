@@ -1,5 +1,8 @@
 """Device memory of a compiled program: the compiler's plan, and the measured peak."""
 
+import contextlib
+import ctypes
+
 
 def planned(compiled) -> int:
   """Bytes that a compiled program needs, including its arguments and results."""
@@ -16,6 +19,16 @@ def planned(compiled) -> int:
 def temporary(compiled) -> int:
   """Bytes of a compiled program's temporaries."""
   return compiled.memory_analysis().temp_size_in_bytes
+
+
+def return_freed():
+  """Returns memory that this process has freed to the system; only glibc can.
+
+  XLA's compiler frees some 200 MB for a model of 30 layers, which glibc would keep for
+  the whole run: a sixth of the memory of a process that trains 135 M weights on a CPU.
+  """
+  with contextlib.suppress(OSError, AttributeError):  # other C libraries
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def live_peak(device) -> int | None:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.linear import dense, linear
+from jaxpeft.linear import dense, linear, matmul_transposed
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import layers, remat
 from jaxpeft.transformer.attention import Where
@@ -151,11 +151,13 @@ def to_logits(net: Transformer, params) -> Callable:
   loss calls it in a loop.
   """
   c = net.config
-  head = _embedding(params).T if c.tied else params["head"]
-  head = sharding.gathered(dict(head=head))["head"]
+  if c.tied:
+    product, head = matmul_transposed, _embedding(params)
+  else:
+    product, head = linear, sharding.gathered(dict(head=params["head"]))["head"]
 
   def apply(x):
-    y = linear(x, head).astype(jnp.float32)
+    y = product(x, head).astype(jnp.float32)
     y = y if c.logit_scale == 1 else y / c.logit_scale
     return soft_cap(y, c.final_softcap)
 
