@@ -201,8 +201,9 @@ def speed(args):
         print(f"round {number + 1}: {name}: {got[-1]}", file=sys.stderr, flush=True)
   about = f"{os.cpu_count()} cores, {args.rounds} rounds of {args.steps} steps of 1 x "
   print(f"{about}{smollm2_step.LENGTH}, medians; peaks in MB, ratios within a round")
-  print(f"{'':<30}{'tokens/s':>9}{'x peer':>8}{'CPU s':>7}{'x peer':>8}{'loss':>8}"
-        f"{'process':>9}{'x peer':>8}{'steps':>7}{'x peer':>8}{'before':>8}")  # fmt: skip
+  heads = "tokens/s", "x peer", "CPU s", "x peer", "loss", "process", "x peer"
+  heads = [f"{x:>{n}}" for x, n in zip(heads, (9, 8, 7, 8, 8, 9, 8), strict=True)]
+  print(f"{'':<28}{''.join(heads)}{'steps':>7}{'x peer':>8}{'before':>8}")
   for name in names:
     print(_row(name, results[name], results[names[0]], smollm2_step.LENGTH))
 
@@ -214,7 +215,7 @@ def _row(name: str, got, first, length: int) -> str:
   fast = middle(middle(f["seconds"]) / s for f, s in zip(first, seconds, strict=True))
   used = [middle(g["cpu"]) for g in got]
   busy = middle(u / middle(f["cpu"]) for f, u in zip(first, used, strict=True))
-  cells = [f"{name:<30}{length / middle(seconds):>9.0f}{fast:>8.2f}"
+  cells = [f"{name:<28}{length / middle(seconds):>9.0f}{fast:>8.2f}"
            f"{middle(used):>7.1f}{busy:>8.2f}{got[0]['losses'][0]:>8.4f}"]  # fmt: skip
   for key, width in (("peak", 9), ("steps", 7)):
     share = middle(g[key] / f[key] for g, f in zip(got, first, strict=True))

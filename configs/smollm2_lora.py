@@ -8,7 +8,8 @@ Model: SmolLM2-135M-Instruct [Ben Allal et al. 2025, arXiv:2502.02737], Apache-2
 --config.model.source=HuggingFaceTB/SmolLM2-135M-Instruct.
 Data: GSM8K, or with ":topics" the classes of dictionary definitions.
 Hardware: two CPU cores and 2 GB.
-Expected: PENDING
+Expected: topics 82.5 % and 85.0 % of 200 problems (two seeds; the base 0 %); GSM8K
+held-out loss 1.549 -> 0.88. Rate searched on topics; for GSM8K from a first trial.
 """
 
 from jaxpeft import config

@@ -8,7 +8,8 @@ Model: SmolLM2-135M-Instruct [Ben Allal et al. 2025, arXiv:2502.02737], Apache-2
 --config.model.source=HuggingFaceTB/SmolLM2-135M-Instruct.
 Data: GSM8K, or with ":topics" the classes of dictionary definitions.
 Hardware: two CPU cores and 2 GB.
-Expected: PENDING
+Expected: topics held-out loss 7.79 -> 0.22 after 24 steps (one seed, validation rows).
+The rate is the lowest of three tried there; GSM8K was not run.
 """
 
 from jaxpeft import config

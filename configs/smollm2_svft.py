@@ -8,7 +8,8 @@ Model: SmolLM2-135M-Instruct [Ben Allal et al. 2025, arXiv:2502.02737], Apache-2
 --config.model.source=HuggingFaceTB/SmolLM2-135M-Instruct.
 Data: GSM8K, or with ":topics" the classes of dictionary definitions.
 Hardware: two CPU cores and 4 GB.
-Expected: PENDING
+Expected: topics 80.0 % and 80.5 % of 200 problems (two seeds; the base 0 %); GSM8K
+held-out loss 1.549 -> 0.93. Rate searched on topics and used for GSM8K, too.
 """
 
 from jaxpeft import config
