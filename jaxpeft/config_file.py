@@ -51,8 +51,8 @@ def parse(argv: list[str], values=flags.FLAGS):
   if values is flags.FLAGS:
     app.define_help_flags()
   for word in argv[1:]:
-    name = word.removeprefix("--config=")
-    if name != word and not pathlib.Path(name).is_file():
+    name = word.removeprefix("--config=").partition(":")[0]  # FILE or FILE:ARGUMENT
+    if word.startswith("--config=") and not pathlib.Path(name).is_file():
       raise InputError(
         f"there is no config file {name}; `python -m jaxpeft list` lists them"
       )
@@ -94,4 +94,10 @@ def parse(argv: list[str], values=flags.FLAGS):
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).split("\n")[0]
+  """The message's first line; that of the config file's own error, if it raised one."""
+  shown: BaseException = error
+  link = error.__cause__ or error.__context__
+  while link is not None:
+    shown = link if isinstance(link, InputError) else shown
+    link = link.__cause__ or link.__context__
+  return (str(shown).strip() or type(shown).__name__).split("\n")[0]

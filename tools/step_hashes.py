@@ -48,6 +48,8 @@ def digest(lowered) -> str:
 
 def hashes(config, count: int) -> dict:
   """{program: hash} of a config on so many devices."""
+  if config.model.source.endswith(".gguf"):
+    config.model.source = "embedded"  # the file may be absent
   try:
     exp = experiment.abstract(config, jax.devices()[:count])
     mesh = jax.tree.leaves(exp.state)[0].sharding.mesh

@@ -22,6 +22,14 @@ BAD_ROW = '{"prompt": "a", "completion": "b"}\n{"prompt": '
 CASES = {  # what is typed after the script, and what the line must say
   "no config": (["train.py"], "Give --config"),
   "missing config": (["train.py", "--config=configs/nothing.py"], "nothing.py"),
+  "wrong argument of a config": (
+    ["train.py", "--config=configs/smollm2_lora.py:topic"],
+    "unknown data 'topic'. Did you mean 'topics'",
+  ),
+  "right argument, no data": (
+    ["train.py", "--config=configs/smollm2_lora.py:topics"],
+    "topics_train.jsonl",
+  ),
   "wrong key": (["train.py", C, "--config.optim.lrr=1"], "no key 'lrr'. Did you"),
   "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
   "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
