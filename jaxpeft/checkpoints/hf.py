@@ -1,5 +1,6 @@
 """Reads Hugging Face model directories, one tensor at a time."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import tqdm
 
 from jaxpeft.checkpoints import bnb, gguf_config, gguf_file, hf_config, hf_read
+from jaxpeft.checkpoints.families import MULTIMODAL
 from jaxpeft.checkpoints.gguf_reader import is_gguf
 from jaxpeft.checkpoints.hf_names import TOP, places
-from jaxpeft.checkpoints.reader import TensorReader, text_only
+from jaxpeft.checkpoints.reader import SafetensorsReader, TensorReader, text_only
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
@@ -97,11 +99,18 @@ def read_config(directory) -> ModelConfig:
     return config_of_gguf(gguf_file.read(directory))
   path = pathlib.Path(directory) / "config.json"
   try:
-    return hf_config.from_hf(json.loads(path.read_text()), str(path))
+    hf = json.loads(path.read_text())
   except OSError as e:
     raise InputError(f"no model in {directory}: {path.name} is missing") from e
-  except json.JSONDecodeError as e:
-    raise InputError(f"{path} is not JSON: {e}") from e
+  except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, or nested too deep
+    raise InputError(f"{path} is not JSON: {str(e).splitlines()[0]}") from e
+  config = hf_config.from_hf(hf, str(path))
+  weights = any(path.parent.glob("*.safetensors*"))
+  if hf["model_type"] in MULTIMODAL and weights:
+    # Two configs may say whether the head is tied, and disagree. The weights decide.
+    names = text_only(SafetensorsReader(path.parent)).shapes
+    return dataclasses.replace(config, tied=TOP["head"] not in names)
+  return config
 
 
 def config_of_gguf(file: gguf_file.File) -> ModelConfig:
@@ -128,10 +137,9 @@ def load(
     InputError: tensors are missing, unexpected or of a wrong shape (the first 20 are
       listed); files are damaged; or the weights are 4-bit and `quantize` is off.
   """
-  found = places(config, groups)
+  reader, found = text_only(reader), places(config, groups)
   wanted = {name for place in found.values() for name in place.tensors}
   have = {name for name in reader.shapes if not _BUFFERS.fullmatch(name)}
-  reader = text_only(reader)
   packed = bnb.names(reader.shapes)
   if packed and not quantize:
     raise InputError(f"{reader.place} holds 4-bit weights: load it with quantize='nf4'")

@@ -4,7 +4,7 @@ LoRA, DoRA, VeRA and (IA)3 are saved as PEFT's method of that name. Every other 
 is saved as LoRA, exactly where `adapters.to_lora` is exact. `Full` is saved as a copy
 of the weight (modules_to_save) if other weights have an adapter of another method.
 
-The files beside this one: `peft_config` (options), `peft_tensors` (names of tensors),
+Other files of this format: `peft_config` (options), `peft_tensors` (names of tensors),
 `peft_names` (modules of our leaves), `peft_methods` and `peft_lora` (the methods),
 `peft_full` (whole trained tensors).
 """

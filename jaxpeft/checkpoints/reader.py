@@ -109,9 +109,9 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   if index.exists():
     try:
       names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
+      return [directory / name for name in names]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as e:
       raise InputError(f"{index} is no index of shards: {e}") from e
-    return [directory / name for name in names]
   one = directory / "model.safetensors"
   paths = [one] if one.exists() else sorted(directory.glob("*.safetensors"))
   if not paths:

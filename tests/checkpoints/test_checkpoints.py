@@ -136,6 +136,25 @@ def test_configs_that_are_not_supported_name_the_field(tmp_path, change, message
     jaxpeft.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"\xff{}",
+    b"[" * 100_000,
+    b'{"a": ' + b"1" * 5000 + b"}",
+    b'{"weight_map": {"a": 3}}',
+  ],
+  ids=["no utf-8", "nested", "huge number", "no names"],
+)
+def test_damaged_json_is_one_line(file, content, tmp_path):
+  save("llama", tmp_path)
+  (tmp_path / file).write_bytes(content)
+  with pytest.raises(jaxpeft.InputError, match=file) as e:
+    jaxpeft.load(str(tmp_path))
+  assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"x" * 99])
 def test_damaged_safetensors_are_an_error(tmp_path, damage):
   save("llama", tmp_path)
@@ -459,3 +478,44 @@ def test_checksums_see_each_bit_and_place_and_no_mesh():
     y = jnp.array(x).astype(dtype)
     other = y.at[3, 5].set(~y[3, 5] if dtype == "bool" else y[3, 5] + 1)
     assert run_state._checksum(y).tolist() != run_state._checksum(other).tolist()
+
+
+_TEXT = dict(
+  vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+  num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=2,
+)  # fmt: skip
+_IMAGES = dict(
+  hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+  image_size=8, patch_size=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+@pytest.mark.parametrize("kind", ["Gemma3", "Mistral3"])
+def test_the_language_model_of_a_model_of_images_opens(kind, old_names, tmp_path):
+  text = _TEXT | dict(model_type=dict(Gemma3="gemma3_text", Mistral3="mistral")[kind])
+  see = dict(Gemma3="siglip_vision_model", Mistral3="pixtral")[kind]
+  config = getattr(transformers, f"{kind}Config")(
+    text_config=text, vision_config=_IMAGES | dict(model_type=see),
+    image_token_index=90,
+    mm_tokens_per_image=4, image_token_id=90, eos_token_id=2,
+  )  # fmt: skip
+  torch.manual_seed(0)
+  theirs = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+  save("llama", tmp_path)  # the tokenizer's files
+  theirs.save_pretrained(tmp_path)
+  path = tmp_path / "model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  # Old files say language_model.model., new ones model.language_model.
+  names = ("model.language_model.", "language_model.model.")
+  tensors = {
+    name.replace(*(names if old_names else names[::-1])): x
+    for name, x in tensors.items()
+  }
+  assert any(name.startswith(names[old_names]) for name in tensors)
+  safetensors.numpy.save_file(tensors, path)
+  ours = jaxpeft.load(str(tmp_path), dtype="float32")
+  x = np.random.default_rng(0).integers(3, 89, (2, 20))
+  with torch.no_grad():
+    want = theirs(input_ids=torch.tensor(x)).logits.numpy()
+  np.testing.assert_allclose(ours(x), want, atol=1e-4)

@@ -101,7 +101,7 @@ SLOW = {
 
 
 def slow(names, which):
-  """The names as parameters, of which some are marked as slow."""
+  """The names as parameters; some are marked as slow."""
   return [pytest.param(n, marks=[pytest.mark.slow] * (n in which)) for n in names]
 
 
