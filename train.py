@@ -42,7 +42,6 @@ def main(argv):
   from jaxpeft.training import log, loop, report, step, workdir
 
   # ---- options, model and data: all is checked before anything is written
-  # --------------
   t, e = config.train, config.eval
   experiment.enter_mesh(sharding.mesh(**config.mesh))
   prepared = experiment.prepare(config)
@@ -57,7 +56,6 @@ def main(argv):
   new = store.latest is None
 
   # ---- the base model's answers, then the adapter and the state
-  # ------------------------
   scored = bool(e.task and problems)
   if new:
     logs = log.Log(folder, step=-1)
@@ -83,7 +81,6 @@ def main(argv):
     console.note(f"resuming {folder} at step {int(state.step)}")
 
   # ---- compile
-  # -------------------------------------------------------------------------
   for line in exp.data.summary:
     console.note(line)
   words = exp.model.tokenizer
@@ -98,7 +95,6 @@ def main(argv):
   console.note(report.banner(config, size, step_fn, compile_s, epoch))
 
   # ---- loop
-  # ----------------------------------------------------------------------------
   eval_fn = step.make_eval(exp.model.transformer, exp.objective)
 
   def held_out_loss(state):
@@ -124,7 +120,6 @@ def main(argv):
     sys.exit(128 + stopped.number)
 
   # ---- result
-  # --------------------------------------------------------------------------
   step, trainable = int(state.step), state.trainable
   kept = step
   if t.keep_best and best.step >= 0:

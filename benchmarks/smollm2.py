@@ -1,7 +1,7 @@
-"""Fine-tunes of a real model: learning rates, learning, and speed beside a peer.
+"""Fine-tunes a real model: learning rates, results, and speed compared with a peer.
 
   python benchmarks/smollm2.py rates     searches learning rates by the held-out loss
-  python benchmarks/smollm2.py learning  runs train.py, and tells what it learned
+  python benchmarks/smollm2.py learning  runs train.py, and prints what it learned
   python benchmarks/smollm2.py speed     times a step here and in torch + peft
 
 docs/real_model.md says how to get SmolLM2-135M-Instruct and the data. All run from the
