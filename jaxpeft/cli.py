@@ -6,6 +6,7 @@ import sys
 from absl import flags
 
 from jaxpeft import config
+from jaxpeft.commands import COMMANDS
 from jaxpeft.errors import InputError
 
 _EXAMPLES = """examples:
@@ -16,12 +17,7 @@ _EXAMPLES = """examples:
   python eval.py --ckpt=runs/svft_banded --out=answers.json
 
 more commands (python -m jaxpeft COMMAND --help):
-  list      methods, objectives, tasks, configs and model shapes
-  doctor    backend, devices, versions, and which optional parts are missing
-  memory    the memory that a run needs, compiled for a device that need not be there
-  export    a run's merged model, or its adapter in PEFT's format
-  compare   several configs with an equal tuning budget: a table and a plot
-  launch    one run as several processes of this machine"""
+"""""
 
 
 @contextlib.contextmanager
@@ -64,7 +60,8 @@ def help_first(argv: list[str], about: str | None) -> list[str]:
     value = "" if default is None else f"--config.{key}={default}"
     line = f"  {value:<42} # {comment}" if value else f"\n  {key}: {comment}"
     print(line)
-  print(f"\n{_EXAMPLES}")
+  print(f"\n{_EXAMPLES}", end="")
+  print("\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items()))
   sys.exit(0)
 
 

@@ -28,6 +28,8 @@ FLOORS = [
   {"options", "run_data"},
   {"experiment"},
   {"export", "planning", "sweeps"},
+  {"chat", "hub"},
+  {"commands"},
   {"cli"},
   {"__main__"},
 ]

@@ -1,0 +1,16 @@
+"""The commands of `python -m jaxpeft`, one file each, imported when they are called.
+
+A command is a module with `add(parser)`, which declares its flags, and `run(args)`. If
+it has OVERRIDES, --config.KEY=VALUE may follow; `args.rest` holds these words. A file
+here only reads flags and prints; what a command does is in the rooms below.
+"""
+
+# name -> help; the order is that of a run's life
+COMMANDS = {
+  "doctor": "print backend, devices, versions, and which optional parts are missing",
+  "list": "list methods, objectives, tasks, configs and model shapes",
+  "memory": "compile a run's training step without its weights; print its memory",
+  "compare": "train several configs with an equal tuning budget: a table and a plot",
+  "launch": "start a program as several processes of this machine; restart them",
+  "export": "write a run's model or adapter for others; check that it gives the same",
+}
