@@ -63,7 +63,10 @@ def main(argv):
     console.note(f"{len(problems)} answers of the base model ...")
     before = evaluate.answers(experiment.ask(config, base), problems, e.task)
     samples = [record["text"] for record in before.records[:3]]
-    logs.write(0, base_accuracy=before.accuracy[e.answer], base_samples=samples)
+    logs.write(
+      0, base_accuracy=before.accuracy[e.answer],
+      base_accuracy_ci95=before.interval[e.answer], base_samples=samples,
+    )  # fmt: skip
   console.note("adapting ...")
   start = folder / "start"  # frozen leaves that cannot be made again from the base
   exp = experiment.make(config, prepared, None if new else start)
@@ -139,11 +142,13 @@ def main(argv):
     )
     final |= dict(
       base_accuracy=logs.last("base_accuracy"), base_samples=logs.last("base_samples"),
+      base_accuracy_ci95=logs.last("base_accuracy_ci95"),
       accuracy=after.accuracy[e.answer], accuracy_ci95=after.interval[e.answer],
       problems=len(problems), samples=[r["text"] for r in after.records[:3]],
       prompts=[r["prompt"] for r in after.records[:3]],
     )  # fmt: skip
-  logs.plot(folder / "loss.png", f"{name}: {size.trainable:,} trainable parameters")
+  title = f"{name}: {size.trainable:,} trainable parameters"
+  logs.plot(folder / "loss.png", title, final)
   logs.write(step, **final, wall_s=time.time() - started)
   logs.close()
   console.say(report.result(logs.lines[-1]))

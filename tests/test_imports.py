@@ -14,7 +14,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 # Rooms (packages, or single modules), ground floor first. A room imports itself and
 # what stands below it.
 FLOORS = [
-  {"errors", "linear", "config", "assets"},
+  {"errors", "linear", "config", "assets", "plotting"},
   {"config_file", "tree"},
   {"parallel"},
   {"console", "data"},

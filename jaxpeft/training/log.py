@@ -15,6 +15,7 @@ import tqdm
 from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
+from jaxpeft.training import plots
 
 
 class Log:
@@ -54,24 +55,10 @@ class Log:
     """The most recent value of `name`, or None."""
     return next((line[name] for line in reversed(self.lines) if name in line), None)
 
-  def plot(self, path: pathlib.Path, title: str):
-    """Draws the training and held-out losses over the steps."""
-    if self._board is None:
-      return
-    from matplotlib import figure  # not pyplot, which would look for a display
-
-    fig = figure.Figure(figsize=(6, 4), layout="constrained")
-    axes = fig.subplots()
-    for name, label in (("loss", "training batch"), ("eval_loss", "held out")):
-      points = [(line["step"], line[name]) for line in self.lines if name in line]
-      if points:
-        axes.plot(
-          *zip(*points, strict=True), label=label, marker="." * (name != "loss")
-        )
-    axes.set(xlabel="step", ylabel="loss [nats per supervised token]", title=title)
-    axes.set_yscale("log")
-    axes.legend()
-    fig.savefig(path, dpi=120)
+  def plot(self, path: pathlib.Path, title: str, final: dict | None = None):
+    """Draws the run's losses, and the accuracy of its result `final`."""
+    if self._board is not None:
+      plots.loss(path, self.lines, title, final)
 
   def close(self):
     """Flushes the TensorBoard file."""
