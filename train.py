@@ -22,7 +22,7 @@ flags.register_validator("workdir", lambda path: path != "", "--workdir= is empt
 
 def main(argv):
   """Trains, or resumes, one run."""
-  started = time.time()
+  started = time.monotonic()
   parsed = config_file.parse(cli.help_first(argv, __doc__))
   if parsed.config is None:
     raise InputError("which run? Give --config=configs/NAME.py")
@@ -39,10 +39,11 @@ def main(argv):
   from jaxpeft.data import batches
   from jaxpeft.evaluation import evaluate
   from jaxpeft.parallel import distributed, sharding
-  from jaxpeft.training import log, loop, report, step, workdir
+  from jaxpeft.training import log, loop, report, step, trackers, workdir
 
   # ---- options, model and data: all is checked before anything is written
   t, e = config.train, config.eval
+  trackers.check(config.log.tracker)
   experiment.enter_mesh(sharding.mesh(**config.mesh))
   prepared = experiment.prepare(config)
   base, problems = prepared.base, prepared.data.problems
@@ -58,7 +59,7 @@ def main(argv):
   # ---- the base model's answers, then the adapter and the state
   scored = bool(e.task and problems)
   if new:
-    logs = log.Log(folder, step=-1)
+    logs = log.Log(folder, -1, config)
   if new and scored:
     console.note(f"{len(problems)} answers of the base model ...")
     before = evaluate.answers(experiment.ask(config, base), problems, e.task)
@@ -80,7 +81,7 @@ def main(argv):
     state, extra = store.restore(state)
     adapter_files.check_base(extra["fingerprint"], mark, folder)
     best = loop.Best(**extra["best"])
-    logs = log.Log(folder, int(state.step))
+    logs = log.Log(folder, int(state.step), config)
     console.note(f"resuming {folder} at step {int(state.step)}")
 
   # ---- compile
@@ -89,11 +90,11 @@ def main(argv):
   words = exp.model.tokenizer
   shown = batches.preview(exp.data.batches[0], words, sys.stderr.isatty())
   console.note(f"first example, supervised part marked:\n{shown}\ncompiling ...")
-  clock = time.time()
+  clock = time.monotonic()
   first = sharding.place_batch(exp.batch(0))
   step_fn = exp.compile_step(state, first)
   distributed.barrier("compiled")
-  compile_s = time.time() - clock
+  compile_s = time.monotonic() - clock
   epoch = exp.data.batches.epoch_steps
   console.note(report.banner(config, size, step_fn, compile_s, epoch))
 
@@ -119,6 +120,7 @@ def main(argv):
       held_out_loss if exp.data.held_out else None, keep,
     ).run(state, best)  # fmt: skip
   except loop.Stopped as stopped:
+    logs.close()
     console.note(f"{stopped}; run the same command to go on")
     sys.exit(128 + stopped.number)
 
@@ -149,7 +151,7 @@ def main(argv):
     )  # fmt: skip
   title = f"{name}: {size.trainable:,} trainable parameters"
   logs.plot(folder / "loss.png", title, final)
-  logs.write(step, **final, wall_s=time.time() - started)
+  logs.write(step, **final, wall_s=time.monotonic() - started)
   logs.close()
   console.say(report.result(logs.lines[-1]))
   console.say(f"{folder}: metrics.jsonl, loss.png, adapter/, tensorboard/\n"

@@ -49,6 +49,10 @@ def base() -> config_dict.ConfigDict:
   c.train.keep_best = True  # keep the adapter of the least held-out loss, not the last
   c.train.patience = 0  # held-out losses without improvement before stopping; 0 is off
 
+  c.log = config_dict.ConfigDict()  # who shows a run's numbers besides metrics.jsonl
+  c.log.tracker = "tensorboard"  # wandb, trackio, none; several: "tensorboard,wandb"
+  c.log.project = "jaxpeft"  # where wandb and trackio put the run
+
   c.mesh = config_dict.ConfigDict()  # sizes of the device mesh; -1, once, is the rest
   c.mesh.data = 1  # copies of the weights; the batch's rows are split among them
   c.mesh.fsdp = -1  # pieces of every weight, gathered layer by layer; splits rows, too

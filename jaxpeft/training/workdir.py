@@ -12,7 +12,7 @@ from jaxpeft import config as configs
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
 
-_WHERE = ("mesh", "processes")  # sections that may change when a run continues
+_WHERE = ("mesh", "processes", "log")  # sections that may change when a run continues
 
 
 def prepare(path: str, config) -> pathlib.Path:

@@ -63,6 +63,7 @@ CASES = {  # what is typed after the script, and what the line must say
   "remats": (["train.py", C, "--config.model.remat=layer,none"], "model.remat"),
   "remat": (["train.py", C, "--config.model.remat=all"], "model.remat"),
   "no data": (["train.py", C, "--config.data.train=/none.jsonl"], "/none.jsonl"),
+  "tracker": (["train.py", C, "--config.log.tracker=wandbb"], "Did you mean 'wandb'"),
   "broken jsonl": (["train.py", C, "--config.data.train={tmp}/bad.jsonl"], "line 2"),
   "empty data": (["train.py", C, "--config.data.train={tmp}/empty.jsonl"], "no rows"),
   "embedded name": (["train.py", C, "--config.data.train=embedded:x"], "two_step"),

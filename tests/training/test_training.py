@@ -224,7 +224,7 @@ def lines(workdir, timeless=True):
   """metrics.jsonl, without what depends on the clock."""
   text = (workdir / "metrics.jsonl").read_text()
   out = [json.loads(line) for line in text.splitlines()]
-  clock = {"tokens_per_s", "wall_s"} if timeless else set()
+  clock = {"tokens_per_s", "wall_s", "time", "elapsed_s"} if timeless else set()
   return [{k: v for k, v in line.items() if k not in clock} for line in out]
 
 
