@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from jaxpeft import cli, config_file
+from jaxpeft import cli
 from jaxpeft.errors import InputError
 
 flags.DEFINE_string("ckpt", None, "Directory of a run, as train.py wrote it.")
@@ -26,7 +26,9 @@ cli.process_flags()
 
 def main(argv):
   """Evaluates one run."""
-  parsed = config_file.parse(cli.help_first(argv, __doc__))
+  parsed, config, _ = cli.parse(cli.help_first(argv, __doc__))
+  if config is not None:
+    raise InputError("eval.py takes the config from --ckpt; leave out --config")
   if parsed.ckpt is None:
     raise InputError("which run? Give --ckpt=runs/NAME")
 

@@ -11,10 +11,9 @@ import time
 
 from absl import flags
 
-from jaxpeft import cli, config_file
+from jaxpeft import cli
 from jaxpeft.errors import InputError
 
-config_file.define_flag()
 cli.process_flags()
 flags.DEFINE_string("workdir", None, "Directory of the run; default runs/NAME.")
 flags.register_validator("workdir", lambda path: path != "", "--workdir= is empty")
@@ -23,12 +22,12 @@ flags.register_validator("workdir", lambda path: path != "", "--workdir= is empt
 def main(argv):
   """Trains, or resumes, one run."""
   started = time.monotonic()
-  parsed = config_file.parse(cli.help_first(argv, __doc__))
-  if parsed.config is None:
+  parsed, config, path = cli.parse(cli.help_first(argv, __doc__))
+  if config is None or path is None:
     raise InputError("which run? Give --config=configs/NAME.py")
-  config = parsed.config.lock()
+  config = config.lock()
   cli.join(parsed, config)  # before JAX has devices
-  name = pathlib.Path(config_file.path(flags.FLAGS)).stem
+  name = pathlib.Path(path).stem
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   import jax
@@ -46,8 +45,9 @@ def main(argv):
   trackers.check(config.log.tracker)
   experiment.enter_mesh(sharding.mesh(**config.mesh))
   prepared = experiment.prepare(config)
-  base, problems = prepared.base, prepared.data.problems
-  folder = workdir.prepare(parsed.workdir or f"runs/{name}", config)
+  config, base, problems = prepared.config, prepared.base, prepared.data.problems
+  t, hashes = config.train, prepared.data.hashes  # train.epochs has become steps
+  folder = workdir.prepare(parsed.workdir or f"runs/{name}", config, hashes)
   finished = [line for line in log.read(folder / "metrics.jsonl") if "final" in line]
   if finished:
     console.note(f"{folder} is finished; next: python eval.py --ckpt={folder}")

@@ -3,9 +3,9 @@
 import contextlib
 import sys
 
-from absl import flags
+from absl import app, flags
 
-from jaxpeft import config
+from jaxpeft import config, config_file
 from jaxpeft.commands import COMMANDS
 from jaxpeft.errors import InputError
 
@@ -17,7 +17,7 @@ _EXAMPLES = """examples:
   python eval.py --ckpt=runs/svft_banded --out=answers.json
 
 more commands (python -m jaxpeft COMMAND --help):
-"""""
+"""
 
 
 @contextlib.contextmanager
@@ -42,11 +42,30 @@ def one_clear_line():
     raise
 
 
+def parse(argv: list[str]):
+  """(flags, config, its path) of a command line, see `config_file.command_line`.
+
+  Raises:
+    InputError: an unknown flag, a value of the wrong type, or a stray word.
+  """
+  line = config_file.command_line(argv)
+  app.define_help_flags()
+  try:
+    rest = flags.FLAGS(line.rest)
+  except flags.Error as e:
+    raise InputError(f"command line: {str(e).splitlines()[0]}") from e
+  if len(rest) > 1:
+    raise InputError(f"command line: unexpected {rest[1]!r}; options start with --")
+  return flags.FLAGS, line.config, line.path
+
+
 def help_first(argv: list[str], about: str | None) -> list[str]:
   """`argv`, unless it asks for help: then prints all flags and options, and exits."""
   if not {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
     return argv
   print(f"{(about or '').strip()}\n\nflags:")
+  if "train.py" in argv[0]:
+    print(f"  --{'config':<18}A config file, e.g. configs/lora.py.")
   skipped = ("absl", "tensorflow", "ml_collections")
   for module, found in sorted(flags.FLAGS.flags_by_module_dict().items()):
     if not module.startswith(skipped):

@@ -1,103 +1,175 @@
-"""Loads a config file such as those in configs/, and applies --config.KEY=VALUE."""
+"""Loads a config file such as those in configs/, and applies --config.KEY=VALUE.
+
+The file is run first, so that its own mistakes are reported as such. Then the command
+line may change every key, and may add keys where the config is open: options of a
+method or optimizer that the file does not set, and further adapters.
+"""
 
 import pathlib
+import re
+import runpy
+import traceback
+import typing
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import config_dict, config_flags
 
-from jaxpeft.errors import InputError
+from jaxpeft import config as configs
+from jaxpeft import open_keys
+from jaxpeft.errors import InputError, unknown
 
-
-def define_flag(values=flags.FLAGS, argv=None):
-  """Declares the flag --config, whose keys --config.KEY=VALUE overrides.
-
-  Args:
-    values: the absl flags to which it is added.
-    argv: arguments that may hold --config.KEY; None is the command line.
-  """
-  about = "A config file, e.g. configs/lora.py; --config.KEY=VALUE changes a key."
-  config_flags.DEFINE_config_file(
-    "config", None, about, flag_values=values, sys_argv=argv
-  )
+_WORD = re.compile(r"--?config(\.(?P<key>[^=]+))?(=(?P<value>.*))?", re.DOTALL)
 
 
 def load(path: str, changes: list[str]):
-  """The config of a file after changes; raises like `parse`.
+  """The config of a file after changes.
 
   Args:
-    path: a file like those in configs/.
+    path: a file like those in configs/; FILE:ARGUMENT passes an argument to its
+      `get_config`.
     changes: arguments "--config.KEY=VALUE".
+  Raises:
+    InputError: a file that cannot be loaded, an unknown key, a value of another type,
+      or a change that is no "--config.KEY=VALUE".
   """
-  values, argv = flags.FlagValues(), ["", f"--config={path}", *changes]
-  define_flag(values, argv)
-  return parse(argv, values).config
+  config, rest = command_line(["", f"--config={path}", *changes])[1:]
+  if rest[1:]:
+    raise InputError(f"only --config.KEY=VALUE may follow, not {rest[1]!r}")
+  return config
 
 
-def path(values) -> str:
-  """The path that --config names."""
-  return values["config"].config_filename
+class CommandLine(typing.NamedTuple):
+  """A command line whose words about the config are taken out."""
+
+  path: str | None  # FILE or FILE:ARGUMENT
+  config: config_dict.ConfigDict | None  # unlocked keys as in `configs.base`
+  rest: list[str]  # the other words, the program's name first
 
 
-def parse(argv: list[str], values=flags.FLAGS):
-  """absl's flags, parsed from a command line.
+def command_line(argv: list[str]) -> CommandLine:
+  """Reads --config=FILE and --config.KEY=VALUE; raises like `load`.
 
   Args:
-    argv: the command line, the program's name first.
-    values: the flags that were declared.
-  Raises:
-    InputError: an unknown flag or key, a value of the wrong type, or a config file that
-      cannot be loaded.
+    argv: the command line, the program's name first. A value may also be the next word.
   """
-  if values is flags.FLAGS:
-    app.define_help_flags()
-  for word in argv[1:]:
-    name = word.removeprefix("--config=").partition(":")[0]  # FILE or FILE:ARGUMENT
-    if word.startswith("--config=") and not pathlib.Path(name).is_file():
+  path, changes, rest, words = None, [], [], list(argv)
+  while words:
+    word = words.pop(0)
+    match = _WORD.fullmatch(word)
+    if not match:
+      rest.append(word)
+      continue
+    value = match["value"]
+    if value is None:  # it is the next word; a switch alone is true
+      value = words.pop(0) if words and not words[0].startswith("--") else "true"
+    if match["key"]:
+      changes.append((match["key"], value))
+    else:
+      path = value
+  if path is None:
+    if changes:
       raise InputError(
-        f"there is no config file {name}; `python -m jaxpeft list` lists them"
+        f"--config.{changes[0][0]} changes no config: give --config=FILE"
       )
+    return CommandLine(None, None, rest)
+  return CommandLine(path, _change(_run(path), changes), rest)
+
+
+def _run(path: str) -> config_dict.ConfigDict:
+  """What `get_config` of a file returns.
+
+  Raises:
+    InputError: with the file and the line, whatever went wrong in it.
+  """
+  file, colon, argument = path.partition(":")  # FILE or FILE:ARGUMENT
+  if not pathlib.Path(file).is_file():
+    raise InputError(
+      f"there is no config file {file}; `python -m jaxpeft list` lists them"
+    )
+  where = f"config file {file}"
   try:
-    rest = values(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-    ImportError,
-    SyntaxError,
-    NameError,
-  ) as e:
-    # ml_collections wraps the KeyError of an unknown key in an AttributeError.
-    key = next((x for x in (e, *e.args) if isinstance(x, KeyError)), None)
-    if key is not None:
-      known = str(key.args[0]).replace("\n", ". ")
-      more = (
-        ""
-        if "Did you mean" in known
-        else "; an option of an adapter or optimizer that the config file does not set "
-        "has to be added there first"
-      )
-      raise InputError(f"command line: the config has no key {known}{more}") from e
+    get_config = runpy.run_path(file).get("get_config")
+    if not callable(get_config):
+      raise InputError("it has no function `get_config`, which returns the config")
+    found = get_config(argument) if colon else get_config()
+  except KeyboardInterrupt:
+    raise
+  except BaseException as e:  # whatever it raises, also SystemExit
+    frames = traceback.extract_tb(e.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    line = e.lineno if isinstance(e, SyntaxError) else (lines or [None])[-1]
+    text = " ".join(str(e).split())
+    text = text if isinstance(e, InputError) else f"{type(e).__name__}: {text}"
+    raise InputError(f"{where}{f', line {line}' if line else ''}: {text}") from e
+  if not isinstance(found, config_dict.ConfigDict):
+    kind = type(found).__name__
+    raise InputError(f"{where}: get_config returns {kind}, not a config; {_START}")
+  _compare(found, configs.base(), where)
+  return found
+
+
+_START = "start from jaxpeft.config.base() and change its keys"
+
+
+def _compare(found, base, where: str, place: str = ""):
+  """Raises InputError if a config has other keys than `base`, except open ones."""
+  for key in found:
+    if key not in base:
+      if open_keys.is_open(place):
+        continue
+      raise InputError(f"{where}: {_unknown(place, key, base)}")
+  for key in base:
+    if key not in found:
+      raise InputError(f"{where}: the config has no key {place}{key}; {_START}")
+    old, new = base[key], found[key]
+    if isinstance(old, config_dict.ConfigDict):
+      if not isinstance(new, config_dict.ConfigDict):
+        raise InputError(f"{where}: {place}{key} is {new!r}, not a section; {_START}")
+      _compare(new, old, where, f"{place}{key}.")
+
+
+def _change(config, changes: list[tuple[str, str]]):
+  """`config` with (key, value) from the command line, in its keys' types."""
+  given = dict(changes)
+  for key in given:
+    _find_or_add(config, key, given)
+  words = ["", *(f"--config.{key}={value}" for key, value in changes)]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    "config", config, flag_values=values, lock_config=False, sys_argv=words
+  )
+  try:
+    values(words)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise InputError(f"command line: {_first_line(e)}") from e
-  if "config" in values:
-    try:  # the file is loaded lazily: errors appear at the first attribute access
-      getattr(values.config, "is_locked", None)
-    except OSError as e:
-      name = path(values)
-      reason = " ".join(str(e.__cause__ or e).split())
-      raise InputError(f"cannot load --config={name}: {reason}") from e
-  if len(rest) > 1:
-    raise InputError(f"command line: unexpected {rest[1]!r}; options start with --")
-  return values
+  return values.config
+
+
+def _find_or_add(config, key: str, given: dict[str, str]):
+  """Makes sure that the config has a key; adds it, if it is an open one.
+
+  Raises:
+    InputError: there is no such key.
+  """
+  parts, at = key.split("."), config
+  for i, part in enumerate(parts):
+    place = "".join(f"{p}." for p in parts[:i])
+    if not isinstance(at, config_dict.ConfigDict):
+      raise InputError(
+        f"command line: --config.{key}: {place[:-1]} is {at!r}, which has no keys"
+      )
+    if part not in at:
+      value = open_keys.default(config, parts[: i + 1], given)
+      if value is None:
+        raise InputError(f"command line: {_unknown(place, part, at)}")
+      with at.unlocked():
+        at[part] = value
+    at = at[part]
+
+
+def _unknown(place: str, key: str, known) -> InputError:
+  return unknown("config key", f"{place}{key}", [f"{place}{name}" for name in known])
 
 
 def _first_line(error: Exception) -> str:
-  """The message's first line; that of the config file's own error, if it raised one."""
-  shown: BaseException = error
-  link = error.__cause__ or error.__context__
-  while link is not None:
-    shown = link if isinstance(link, InputError) else shown
-    link = link.__cause__ or link.__context__
-  return (str(shown).strip() or type(shown).__name__).split("\n")[0]
+  return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -14,8 +14,8 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 # Rooms (packages, or single modules), ground floor first. A room imports itself and
 # what stands below it.
 FLOORS = [
-  {"errors", "linear", "config", "assets", "plotting"},
-  {"config_file", "tree"},
+  {"errors", "linear", "config", "assets", "plotting", "temporary"},
+  {"tree"},
   {"parallel"},
   {"console", "data"},
   {"quantization"},
@@ -25,7 +25,8 @@ FLOORS = [
   {"checkpoints"},
   {"model"},
   {"evaluation"},
-  {"options", "run_data"},
+  {"open_keys"},
+  {"config_file", "options", "run_data"},
   {"experiment"},
   {"export", "planning", "sweeps"},
   {"chat", "hub"},

@@ -1,5 +1,5 @@
 """Training data: from rows of text to tokens, loss masks and packed batches.
 
-This package may import `parallel`, `tree`, `config_file`, `config`, `errors`, `linear`
+This package may import `parallel`, `tree`, `config`, `errors`, `linear`
 and `assets`; it knows nothing of models or training.
 """

@@ -82,9 +82,9 @@ def make(
       range.
   """
   _check(lr=lr, final_lr=final_lr, clip_norm=clip_norm, weight_decay=weight_decay)
-  factory = _factories().get(name)
+  factory = factories().get(name)
   if factory is None:
-    raise unknown("optimizer in optim.name", name, _factories())
+    raise unknown("optimizer in optim.name", name, factories())
   options = dict(options)
   known = inspect.signature(factory).parameters
   if weight_decay:
@@ -126,15 +126,17 @@ def _by_group(make_one, groups):
   """One transformation, in which each group of leaves has its own learning rate."""
   rules, times = {}, {"": 1.0}
   for group, fields in groups.items():
-    if set(fields) != {"match", "times"}:
+    if not hasattr(fields, "keys") or set(fields) != {"match", "times"}:
       raise InputError(f"optim.groups.{group} needs `match` (a regex) and `times`")
     try:
       rules[group] = re.compile(fields["match"])
-    except re.error as e:
+    except (re.error, TypeError, RecursionError, OverflowError) as e:
       raise InputError(f"optim.groups.{group}.match is no regex: {e}") from e
     times[group] = fields["times"]
-    if not isinstance(times[group], int | float) or not times[group] > 0:
-      raise InputError(f"optim.groups.{group}.times {times[group]!r} is not above 0")
+    if not isinstance(times[group], int | float) or not 0 < times[group] < math.inf:
+      raise InputError(
+        f"optim.groups.{group}.times {times[group]!r} is not above 0 and finite"
+      )
 
   def labels(trainable):
     used = set()
@@ -163,7 +165,7 @@ _PRECONDITION = {"": list, "scaled_gd": lambda: [precondition_.scaled_gd()]}
 _schedule = schedule  # `make` has an argument `schedule`, like the config key
 
 
-def _factories() -> dict:
+def factories() -> dict:
   """{name: function} of the optimizers of Optax that take a learning rate."""
   found = {}
   for module in (optax.contrib, optax):

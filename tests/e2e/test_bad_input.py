@@ -30,7 +30,10 @@ CASES = {  # what is typed after the script, and what the line must say
     ["train.py", "--config=configs/smollm2_lora.py:topics"],
     "topics_train.jsonl",
   ),
-  "wrong key": (["train.py", C, "--config.optim.lrr=1"], "no key 'lrr'. Did you"),
+  "wrong key": (
+    ["train.py", C, "--config.optim.lrr=1"],
+    "unknown config key 'optim.lrr'. Did you mean 'optim.lr'",
+  ),
   "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
   "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
   "no time at all": (
@@ -80,9 +83,34 @@ CASES = {  # what is typed after the script, and what the line must say
   "adapter option": (["train.py", "--config={tmp}/option.py"], "option of LoRA"),
   "typo in a file": (["train.py", "--config={tmp}/typo.py"], "stepz"),
   "option type": (["train.py", "--config={tmp}/type.py"], "of type int"),
-  "key of an adapter": (
-    ["train.py", C, "--config.adapt.main.gate=True"],
-    "added there",
+  "option of no method": (
+    ["train.py", C, "--config.adapt.main.gates=True"],
+    "unknown option of SVFT in config.adapt.main 'gates'. Did you mean 'gate'",
+  ),
+  "option of another type": (
+    ["train.py", C, "--config.adapt.main.rank=all"],
+    "adapt.main.rank",
+  ),
+  "option of no optimizer": (
+    ["train.py", C, "--config.optim.options.eps_rot=0.5"],
+    "optim.options 'eps_rot'. Did you mean 'eps_root'",
+  ),
+  "key of a key": (["train.py", C, "--config.optim.lr.peak=1"], "has no keys"),
+  "key without a config": (["train.py", "--config.seed=1"], "give --config"),
+  "config of an evaluation": (["eval.py", C], "leave out --config"),
+  "file with a mistake": (
+    ["train.py", "--config={tmp}/mistake.py"],
+    "mistake.py, line 5: ZeroDivisionError: division by zero",
+  ),
+  "file that exits": (["train.py", "--config={tmp}/exit.py"], "line 5: SystemExit: 0"),
+  "file that is no Python": (["train.py", "--config={tmp}/syntax.py"], "line 5"),
+  "file that returns a number": (
+    ["train.py", "--config={tmp}/number.py"],
+    "get_config returns int, not a config",
+  ),
+  "file with a config of its own": (
+    ["train.py", "--config={tmp}/own.py"],
+    "own.py: unknown config key 'lr'. ",
   ),
   "no steps": (["train.py", C, "--config.train.steps=0"], "train.steps 0"),
   "not a problem": (
@@ -147,6 +175,11 @@ def tmp(tmp_path_factory):
     "none": "",
     "typo": one + "  c.train.stepz = 5\n",
     "type": lora.format("a", ".*/q", ', rank="8"'),
+    "mistake": "  1 / 0\n",
+    "exit": "  raise SystemExit(0)\n",
+    "syntax": "  c = (\n",
+    "number": "  return 5\n",
+    "own": "  return config.config_dict.ConfigDict(dict(lr=1.0))\n",
   }.items():
     (tmp / f"{name}.py").write_text(f"{start}{text}  return c\n")
   (tmp / "run").mkdir()
