@@ -18,8 +18,9 @@ import statistics
 import time
 
 import jax
+import numpy as np
 
-from jaxpeft import console, experiment
+from jaxpeft import console, experiment, plotting
 from jaxpeft.config import base as default_config
 from jaxpeft.evaluation import evaluate
 from jaxpeft.objectives import token_selection
@@ -98,28 +99,42 @@ def _cell(runs) -> str:
   return f"{statistics.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
 
 
-def plot(runs: list[dict], path: pathlib.Path):
-  """Draws accuracy over the fraction; error bars span the lowest and highest seed."""
-  from matplotlib import figure
+def spread(runs: list[dict]) -> list[tuple]:
+  """(fraction, "steps" or "seconds", mean, lowest, highest accuracy) of the runs."""
+  shares = {}
+  for run in runs:
+    shares.setdefault((run["fraction"], run["equal"]), []).append(run["accuracy"])
+  return [(*key, statistics.mean(x), min(x), max(x)) for key, x in shares.items()]
 
-  fig = figure.Figure(figsize=(6, 3.6), layout="constrained")
-  axes = fig.subplots()
-  fractions = list(dict.fromkeys(run["fraction"] for run in runs))
-  for equal in EQUAL:
-    by = {
-      f: [r["accuracy"] for r in runs if (r["fraction"], r["equal"]) == (f, equal)]
-      for f in fractions
-    }
-    mean = [statistics.mean(by[f]) for f in fractions]
-    low = [m - min(by[f]) for m, f in zip(mean, fractions, strict=True)]
-    high = [max(by[f]) - m for m, f in zip(mean, fractions, strict=True)]
-    axes.errorbar(
-      fractions, mean, [low, high], fmt="o-", capsize=3, label=f"equal {equal}"
-    )
-  axes.set(xlabel="tokens that carry gradient", ylabel="accuracy", ylim=(0, 1.02))
-  axes.set_xticks(fractions, [f"{f:.0%}" for f in fractions])
-  axes.legend()
-  fig.savefig(path, dpi=130)
+
+def plot(found: list[tuple], path: pathlib.Path):
+  """Draws accuracy over the fraction; bars reach from the lowest to the highest seed.
+
+  Args:
+    found: from `spread`.
+    path: the PNG file.
+  """
+  looks = {
+    "steps": (plotting.BLUE, "o-", -0.5),
+    "seconds": (plotting.ORANGE, "s--", 0.5),
+  }
+  with plotting.picture(path, 6.4, 3.8) as fig:
+    axes = fig.subplots()
+    for equal, (color, style, aside) in looks.items():
+      rows = [(f, *numbers) for f, same, *numbers in found if same == equal]
+      x, mean, low, high = 100 * np.array(rows).T
+      bars = np.maximum(0, [mean - low, high - mean])
+      axes.errorbar(
+        x + aside, mean, bars, color=color, fmt=style, capsize=3,
+        label=f"in equal {equal}", clip_on=False,
+      )  # fmt: skip
+    ticks = sorted({100 * f for f, *_ in found})
+    axes.set(xlim=(0, 104), ylim=(0, 102), ylabel="accuracy, lowest to highest seed")
+    axes.set_xlabel("tokens that carry gradient")
+    axes.set_xticks(ticks, [f"{tick:.0f} %" for tick in ticks])
+    plotting.linear_scale(axes.yaxis, lambda y: f"{y:.0f} %")
+    title = "Accuracy with gradients for some tokens only"
+    plotting.header(fig, title, *axes.get_legend_handles_labels())
 
 
 def main():
@@ -151,7 +166,7 @@ def main():
           file.write(json.dumps(run) + "\n")
           file.flush()
           console.note(f"seed {seed}, {f:.0%}, {steps} steps: {run['accuracy']:.1%}")
-  plot(runs, args.out / "learning.png")
+  plot(spread(runs), args.out / "learning.png")
   print(table(runs))
 
 

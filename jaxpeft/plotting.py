@@ -8,12 +8,14 @@ Matplotlib is imported when a picture is drawn, because its import takes a while
 import contextlib
 import textwrap
 import warnings
+from typing import Any
 
 DPI = 150
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 YELLOW, PINK, BLACK, GREY = "#E69F00", "#CC79A7", "#000000", "#8A8A8A"
 
 _STYLE = {
+  "axes.axisbelow": True,
   "axes.grid": True,
   "axes.spines.right": False,
   "axes.spines.top": False,
@@ -32,8 +34,9 @@ def picture(path, width: float, height: float):
   from matplotlib import figure  # not pyplot, which would look for a display
 
   # The default style: a user's matplotlibrc must not change what a file shows.
-  default = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-  with matplotlib.rc_context(default | _STYLE), warnings.catch_warnings():
+  style: Any = {**matplotlib.rcParamsDefault, **_STYLE}
+  style.pop("backend")
+  with matplotlib.rc_context(style), warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Glyph .* missing from")
     fig = figure.Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     yield fig

@@ -1,6 +1,20 @@
 """Memory plans of several configs or targets, as a table and as a plot."""
 
+from jaxpeft import plotting
 from jaxpeft.planning import memory, targets
+
+# Parts of a bar, from left to right: name, color, and hatching for a grey printer.
+_LOOKS = {
+  "base": ("frozen weights", plotting.BLUE, ""),
+  "quantized": ("weights in 4 bits", plotting.BLUE, "////"),
+  "trainable": ("trained", plotting.ORANGE, ""),
+  "optimizer": ("optimizer", plotting.YELLOW, "...."),
+  "gradients": ("gradients", plotting.PINK, "xxxx"),
+  "activations": ("activations", plotting.SKY, ""),
+  "logits": ("logits", plotting.GREEN, "\\\\\\\\"),
+  "batch": ("batch", plotting.BLACK, ""),
+  "rest": ("rest", "0.8", ""),
+}
 
 
 def plans(configs: dict, names: list[str], report=lambda text: None) -> dict:
@@ -50,24 +64,37 @@ def table(plans: dict) -> str:
 
 
 def plot(plans: dict, path: str):
-  """Draws one stacked bar per plan; sizes from tracing split the temporaries."""
-  from matplotlib import figure
+  """Draws one stacked bar per plan; sizes from tracing split the temporaries.
 
+  Parts have the order of the bars in the legend, which leaves out those that no bar
+  shows.
+  """
   bars = {name: _parts(plan) for name, plan in plans.items()}
-  fig = figure.Figure(figsize=(8, 1.6 + 0.4 * len(bars)), layout="constrained")
-  axes = fig.subplots()
-  left = [0.0] * len(bars)
-  for i, part in enumerate(next(iter(bars.values()))):
-    sizes = [bar[part] / 1e9 for bar in bars.values()]
-    axes.barh(list(bars), sizes, left=left, label=part, color=f"C{i}")
-    left = [a + b for a, b in zip(left, sizes, strict=True)]
-  for i, total in enumerate(left):
-    axes.text(total, i, f" {total:.3g}", va="center", fontsize=8)
-  axes.invert_yaxis()
-  axes.margins(x=0.12)
-  axes.set_xlabel("GB on one device, compiled")
-  axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-  fig.savefig(path, dpi=130)
+  largest = max(sum(bar.values()) for bar in bars.values()) or 1
+  unit, letters = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")
+  with plotting.picture(path, 8, 1.4 + 0.36 * len(bars)) as fig:
+    axes = fig.subplots()
+    left = [0.0] * len(bars)
+    for part, (label, color, hatch) in _LOOKS.items():
+      sizes = [bar[part] / unit for bar in bars.values()]
+      if max(sizes) * unit < 0.004 * largest:  # too thin to be seen
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+        continue
+      axes.barh(
+        range(len(bars)), sizes, 0.7, left, label=label, color=color, hatch=hatch,
+        edgecolor="white", linewidth=0.6,
+      )  # fmt: skip
+      left = [a + b for a, b in zip(left, sizes, strict=True)]
+    for i, total in enumerate(left):
+      axes.text(total, i, f"  {total:.3g}", va="center", fontsize=8)
+    axes.set(
+      yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.4, -0.6),
+      xlim=(0, 1.1 * largest / unit), xlabel=f"{letters} on one device, compiled",
+    )  # fmt: skip
+    plotting.linear_scale(axes.xaxis)
+    axes.grid(False, axis="y")
+    title = "Memory of one training step"
+    plotting.header(fig, title, *axes.get_legend_handles_labels(), ncols=5)
 
 
 def _parts(plan) -> dict[str, int]:

@@ -6,7 +6,7 @@ import statistics
 
 from jaxpeft import console
 from jaxpeft.evaluation.intervals import wilson
-from jaxpeft.sweeps import sweep
+from jaxpeft.sweeps import plots, sweep
 
 
 def compare(configs: list[str], seeds: int, times: list[float], out: str, extra: list):
@@ -31,7 +31,7 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
   (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
   text = table(rows)
   (folder / "table.md").write_text(text + "\n")
-  plot(rows, folder / "pareto.png")
+  plots.pareto(rows, folder / "pareto.png")
   return text
 
 
@@ -59,42 +59,6 @@ def table(rows: list[dict]) -> str:
     "held-out loss at seed 0, in a grid of the same size for every config."
   )
   return "\n".join(lines)
-
-
-def plot(rows: list[dict], path: pathlib.Path):
-  """Plots accuracy, with its interval, against the number of trained parameters."""
-  from matplotlib import figure
-
-  fig = figure.Figure(figsize=(7, 4.5), layout="constrained")
-  axes = fig.subplots()
-  best, label = -1.0, (0, 0.0)
-  for row in sorted(rows, key=lambda row: (row["trained"], -row["accuracy"])):
-    low, high = row["interval"]
-    ahead = row["accuracy"] > best  # nothing smaller is as accurate
-    best = max(best, row["accuracy"])
-    axes.errorbar(
-      row["trained"],
-      row["accuracy"],
-      [[max(0, row["accuracy"] - low)], [max(0, high - row["accuracy"])]],
-      fmt="o",
-      color="C0" if ahead else "0.6",
-    )
-    # Labels of points that nearly coincide are stacked downward.
-    close = label[0] > row["trained"] / 1.2
-    y = min(row["accuracy"], label[1] - 0.03) if close else row["accuracy"]
-    label = (row["trained"], y)
-    near = any(1.2 < other["trained"] / row["trained"] < 3 for other in rows)
-    axes.annotate(
-      row["name"],
-      label,
-      xytext=(-6 if near else 6, -3),
-      textcoords="offset points",
-      ha="right" if near else "left",
-      fontsize=8,
-    )
-  axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy", ylim=(0, 1.02))
-  axes.set_title("colored: nothing smaller is as accurate", fontsize=9)
-  fig.savefig(path, dpi=130)
 
 
 def _summary(name: str, runs: list[dict], factor: float, times: list[float]) -> dict:
