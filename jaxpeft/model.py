@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxpeft import assets
 from jaxpeft.adapters import select
+from jaxpeft.caches import compiled
 from jaxpeft.checkpoints import hf
 from jaxpeft.checkpoints.stored import StoredModel, open_model
 from jaxpeft.errors import InputError, unknown
@@ -120,6 +121,7 @@ def load(
     InputError: a model that cannot be found or read, that is not supported, or that the
       mesh in force does not divide.
   """
+  compiled.enable()
   transformer, stored = architecture(source, dtype, groups, remat, quantize)
   config = transformer.config
   sharding.check(config, quantized=bool(quantize))

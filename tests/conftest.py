@@ -7,6 +7,7 @@ import jax
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["JAXPEFT_COMPILED_CACHE_GB"] = "0"  # tests count what is compiled
 jax.config.update("jax_num_cpu_devices", 8)
 # LLVM dominates the time of tests; skipping its optimizations leaves the HLO unchanged.
 jax.config.update("jax_disable_most_optimizations", True)

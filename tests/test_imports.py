@@ -15,7 +15,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 # what stands below it.
 FLOORS = [
   {"errors", "linear", "config", "assets", "plotting", "temporary"},
-  {"tree"},
+  {"tree", "caches"},
   {"parallel"},
   {"console", "data"},
   {"quantization"},
