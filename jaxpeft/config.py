@@ -31,20 +31,23 @@ def base() -> config_dict.ConfigDict:
   c.objective.name = "supervised"  # a name in jaxpeft.objectives.OBJECTIVES
 
   c.data = config_dict.ConfigDict()  # training and held-out data
-  c.data.train = "embedded:two_step/train"  # or a JSONL file
-  c.data.eval = "embedded:two_step/test"  # or a JSONL file; "" for none
+  c.data.train = "embedded:two_step/train"  # or a file, or a data set of the hub
+  c.data.eval = "embedded:two_step/test"  # like data.train; "" for none
+  c.data.columns = config_dict.ConfigDict()  # field -> column of files, if names differ
   c.data.limit = optional(int)  # training examples to use; None is all
   c.data.max_tokens = 192  # tokens per row; longer examples are cut, and reported
   c.data.pack = True  # put several examples in a row; they do not see each other
   c.data.loss_on = "completion"  # supervised tokens; or "all"
 
   c.train = config_dict.ConfigDict()  # the training loop
-  c.train.steps = 200  # optimizer steps
+  c.train.steps = 200  # optimizer steps; train.epochs, if given, counts instead
+  c.train.epochs = optional(float)  # passes over the data, from which the steps follow
   c.train.batch_size = 16  # rows per optimizer step
   c.train.accumulate = 1  # microbatches that a step is split into
   c.train.neftune = 0.0  # alpha of the noise on embeddings; 0 is none
   c.train.log_every = 10  # steps between log lines
   c.train.eval_every = 100  # steps between held-out losses; 0 is only at the end
+  c.train.eval_first = True  # take the held-out loss before the first step, too
   c.train.save_every = 100  # steps between checkpoints; 0 is only at the end
   c.train.keep_best = True  # keep the adapter of the least held-out loss, not the last
   c.train.patience = 0  # held-out losses without improvement before stopping; 0 is off
@@ -95,6 +98,7 @@ def base() -> config_dict.ConfigDict:
   c.eval.answer = "strict"  # accuracy by "strict" (#### N) or "flexible" match
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()
+  c.data.columns.unlock()
   c.optim.options.unlock()
   c.optim.groups.unlock()
   return c
@@ -128,11 +132,22 @@ def to_json(config) -> dict:
 
 
 def filled(values: dict) -> dict:
-  """A saved config, with defaults for the keys that it is too old to have."""
+  """A saved config, with defaults for the keys that it is too old to have.
+
+  Raises:
+    ValueError: a value has another type than the default of its key.
+  """
   return _over(to_json(base()), values)
 
 
-def _over(old, new):
-  if not (isinstance(old, dict) and isinstance(new, dict)):
+def _over(old, new, place: str = ""):
+  if isinstance(old, dict) and isinstance(new, dict):
+    known = {k: _over(old[k], x, f"{place}.{k}") for k, x in new.items() if k in old}
+    return old | new | known
+  kinds = (int, float) if isinstance(old, float) else type(old)
+  # A default of None says nothing about the type of the value.
+  fits = isinstance(new, kinds) and isinstance(new, bool) == isinstance(old, bool)
+  if fits or (old is None and not isinstance(new, dict | list)):
     return new
-  return old | {key: _over(old.get(key), x) for key, x in new.items()}
+  want = "a section" if isinstance(old, dict) else f"of type {type(old).__name__}"
+  raise ValueError(f"{place[1:]} is {str(new)[:60]!r}; it must be {want}")

@@ -81,12 +81,16 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
   """
   rules = {}
   for entry, fields in options.items():
-    fields = dict(fields)
     where = f"config.adapt.{entry}"
+    if not hasattr(fields, "keys"):
+      raise InputError(f"{where} is {fields!r}; it needs `name` and `match`")
+    fields = dict(fields)
     if not {"name", "match"} <= fields.keys():
       raise InputError(f"{where} needs `name` (a method) and `match` (a regex)")
     name, pattern = fields.pop("name"), fields.pop("match")
-    if name not in METHODS:
+    if not isinstance(pattern, str):
+      raise InputError(f"{where}.match is {pattern!r}, no regex")
+    if not isinstance(name, str) or name not in METHODS:
       raise unknown(f"method in {where}.name", name, METHODS)
     known = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
     for field, value in fields.items():

@@ -31,6 +31,7 @@ def differences(a: dict, b: dict, tolerance: float = 1e-3) -> list[str]:
     for path in paths
     if path not in a
     or path not in b
+    or len(a[path]) != len(b[path])
     or not np.allclose(a[path], b[path], rtol=tolerance, atol=tolerance)
   ]
 

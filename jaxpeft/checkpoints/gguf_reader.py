@@ -39,6 +39,7 @@ class GGUFReader:
       for hf_name, part in _experts(name, tensor):
         self.shapes[hf_name] = part.shape
         self._tensors[hf_name] = part
+    self.dtypes = dict.fromkeys(self.shapes, "F32")
 
   def read(self, name: str) -> np.ndarray:
     """A whole tensor, float32."""

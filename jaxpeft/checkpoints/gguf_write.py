@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpeft import temporary
 from jaxpeft.checkpoints import (
   gguf_config,
   gguf_file,
@@ -53,7 +54,7 @@ def write(
   """
   if dtype not in KINDS:
     raise unknown("dtype of a GGUF file", dtype, KINDS)
-  gguf = gguf_file.package()
+  gguf_file.package()  # its absence is told before anything is read
   arch, row = gguf_names.of_family(config.family)
   parts: dict[str, list[str]] = {}
   for theirs in reader.shapes:
@@ -71,7 +72,22 @@ def write(
     for theirs in (x for names in parts.values() for x in names):
       reader.read(theirs)
     return distributed.barrier("written")
-  writer = gguf.GGUFWriter(path, arch)
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    with temporary.directory(path.parent, ".save-") as tmp:
+      _write_file(tmp / path.name, config, reader, meta, parts, KINDS[dtype])
+      _check(tmp / path.name, config)
+      (tmp / path.name).replace(path)
+  finally:
+    distributed.barrier("written")
+
+
+def _write_file(file: pathlib.Path, config, reader, meta: dict, parts: dict, kind: str):
+  """Writes the metadata, the tables of RoPE and every tensor."""
+  gguf = gguf_file.package()
+  arch, row = gguf_names.of_family(config.family)
+  writer = gguf.GGUFWriter(file, arch)
   for key, value in meta.items():
     _add(writer, key, value)
   tables = gguf_rope.tables(config)
@@ -83,10 +99,10 @@ def write(
   for ours, names in parts.items():
     shape = reader.shapes[names[0]]
     shape = shape if len(names) == 1 else (len(names), *shape)
-    kinds[ours] = kind = _kind(ours, shape, KINDS[dtype])
-    block, size = gguf.GGML_QUANT_SIZES[kind]
+    kinds[ours] = _kind(ours, shape, kind)
+    block, size = gguf.GGML_QUANT_SIZES[kinds[ours]]
     writer.add_tensor_info(
-      ours, shape, np.dtype(np.float32), math.prod(shape) // block * size, kind
+      ours, shape, np.dtype(np.float32), math.prod(shape) // block * size, kinds[ours]
     )
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
@@ -99,13 +115,6 @@ def write(
     w = w[0] if len(w) == 1 else np.stack(w)
     writer.write_tensor_data(gguf.quants.quantize(w, kinds[ours]))
   writer.close()
-  try:
-    _check(path, config)
-  except InputError:
-    pathlib.Path(path).unlink()
-    raise
-  finally:
-    distributed.barrier("written")
 
 
 def _arranged(name: str, w: np.ndarray, row, heads: dict[str, int]) -> np.ndarray:

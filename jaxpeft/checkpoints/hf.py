@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import math
+import os
 import pathlib
 import re
 
@@ -11,11 +11,23 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from jaxpeft.checkpoints import bnb, gguf_config, gguf_file, hf_config, hf_read
+from jaxpeft.checkpoints import (
+  bnb,
+  gguf_config,
+  gguf_file,
+  hf_config,
+  hf_read,
+  json_file,
+)
 from jaxpeft.checkpoints.families import MULTIMODAL
 from jaxpeft.checkpoints.gguf_reader import is_gguf
 from jaxpeft.checkpoints.hf_names import TOP, places
-from jaxpeft.checkpoints.reader import SafetensorsReader, TensorReader, text_only
+from jaxpeft.checkpoints.reader import (
+  FLOATS,
+  SafetensorsReader,
+  TensorReader,
+  text_only,
+)
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
@@ -98,12 +110,9 @@ def read_config(directory) -> ModelConfig:
   if is_gguf(directory):
     return config_of_gguf(gguf_file.read(directory))
   path = pathlib.Path(directory) / "config.json"
-  try:
-    hf = json.loads(path.read_text())
-  except OSError as e:
-    raise InputError(f"no model in {directory}: {path.name} is missing") from e
-  except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, or nested too deep
-    raise InputError(f"{path} is not JSON: {str(e).splitlines()[0]}") from e
+  if not path.is_file():
+    raise InputError(f"no model in {directory}: {path.name} is missing")
+  hf = json_file.read(path, f"the model in {directory}")
   config = hf_config.from_hf(hf, str(path))
   weights = any(path.parent.glob("*.safetensors*"))
   if hf["model_type"] in MULTIMODAL and weights:
@@ -156,6 +165,11 @@ def load(
     and name not in packed
     and reader.shapes[name] != place.whole
   ]
+  problems += [
+    f"{name} holds {reader.dtypes[name]}, not one of {', '.join(FLOATS)}"
+    for name in sorted(wanted & reader.shapes.keys() - packed)
+    if reader.dtypes[name] not in FLOATS
+  ]
   if any(place.fused for place in found.values()) and packed:
     problems += ["fused projections cannot be read in 4 bits; load the 16-bit model"]
   if problems:
@@ -163,6 +177,10 @@ def load(
     raise InputError(f"{reader.place}: {'; '.join(problems[:20])}{more}")
   flat, on = {}, sharding.current()
   numbers = sum(math.prod(place.shape) for place in found.values())
+  if jax.default_backend() == "cpu":
+    _check_memory(
+      reader.place, numbers * (0.5 if quantize else jnp.dtype(dtype).itemsize)
+    )
   with tqdm.tqdm(
     total=numbers, desc="read weights", unit="", unit_scale=True, delay=3, leave=False,
     disable=None,
@@ -174,6 +192,16 @@ def load(
       flat[path] = read(place, reader, dtype, where)
       bar.update(math.prod(place.shape))
   return _nest(flat)
+
+
+def _check_memory(place: str, size: float):
+  """Refuses weights that are larger than this machine's memory."""
+  have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if size > have:
+    raise InputError(
+      f"the weights of {place} take {size / 1e9:.0f} GB, and this machine has "
+      f"{have / 1e9:.0f} GB of memory; use model.quantize=nf4, or a smaller model"
+    )
 
 
 def _sharding(path: str, place, four_bits: bool, dtype: str, on):

@@ -9,13 +9,13 @@ import functools
 import json
 import pathlib
 import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors.numpy
 
+from jaxpeft import temporary
 from jaxpeft.checkpoints import bnb, hf_config
 from jaxpeft.checkpoints.hf_names import group_index, places
 from jaxpeft.errors import InputError
@@ -55,8 +55,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
     return distributed.barrier("saved")
   dtype = str(shapes["embed"].dtype)
   directory.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".save-") as tmp:
-    tmp = pathlib.Path(tmp)
+  with temporary.directory(directory.parent, ".save-") as tmp:
     _write_shards(tmp, flat, tensors, finish)
     hf = hf_config.to_hf(config, dtype)
     if any(map(is_node, shapes.values())):

@@ -41,6 +41,7 @@ class ParamsReader:
       for i, name in enumerate(place.tensors):
         self.shapes[name] = place.whole
         self._parts.setdefault(name, []).append((place.start, path, i, place))
+    self.dtypes = dict.fromkeys(self.shapes, "F32")
     sizes = dict(data=1, fsdp=1, tensor=1)
     self._alone = sharding.named(sizes, False, jax.local_devices()[:1])
 

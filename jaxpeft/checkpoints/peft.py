@@ -12,14 +12,13 @@ Other files of this format: `peft_config` (options), `peft_tensors` (names of te
 import json
 import pathlib
 import re
-import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from jaxpeft import adapters
+from jaxpeft import adapters, temporary
 from jaxpeft.checkpoints import (
   hf,
   hf_names,
@@ -146,8 +145,7 @@ def _has_matrix(path: str, part) -> bool:
 
 def _write_files(directory: pathlib.Path, config: dict, tensors: dict):
   directory.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=directory, prefix=".save-") as tmp:
-    tmp = pathlib.Path(tmp)
+  with temporary.directory(directory, ".save-") as tmp:
     flat = {
       f"{PREFIX}{module}.{leaf}" if module else f"base_model.{leaf}": x
       for module, leaves in tensors.items()

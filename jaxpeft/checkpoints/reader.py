@@ -1,13 +1,15 @@
 """Tensors by name from files: the interface, and safetensors behind it."""
 
-import json
 import pathlib
 from typing import Protocol
 
 import numpy as np
 import safetensors
 
+from jaxpeft.checkpoints import json_file
 from jaxpeft.errors import InputError
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights, as safetensors names them
 
 
 class TensorReader(Protocol):
@@ -16,10 +18,12 @@ class TensorReader(Protocol):
   Attributes:
     place: the path of the file or directory, for error messages.
     shapes: {name: shape} of every tensor.
+    dtypes: {name: dtype} of every tensor, as safetensors names them, e.g. "BF16".
   """
 
   place: str
   shapes: dict[str, tuple[int, ...]]
+  dtypes: dict[str, str]
 
   def read(self, name: str) -> np.ndarray:
     """A whole tensor."""
@@ -41,12 +45,15 @@ class SafetensorsReader:
     directory = pathlib.Path(directory)
     self.place = str(directory)
     self.shapes: dict[str, tuple[int, ...]] = {}
+    self.dtypes: dict[str, str] = {}
     self._files: dict[str, pathlib.Path] = {}
     for path in _files(directory):
       try:
         with safetensors.safe_open(path, "numpy") as f:
           for name in f.keys():
-            self.shapes[name] = tuple(f.get_slice(name).get_shape())
+            part = f.get_slice(name)
+            self.shapes[name] = tuple(part.get_shape())
+            self.dtypes[name] = part.get_dtype()
             self._files[name] = path
       except (OSError, safetensors.SafetensorError) as e:
         raise InputError(f"cannot read {path}: {e}") from e
@@ -68,6 +75,7 @@ class _Renamed:
   def __init__(self, reader: TensorReader, old: dict[str, str]):
     self._reader, self._old, self.place = reader, old, reader.place
     self.shapes = {new: reader.shapes[name] for new, name in old.items()}
+    self.dtypes = {new: reader.dtypes[name] for new, name in old.items()}
 
   def read(self, name: str) -> np.ndarray:
     """A whole tensor."""
@@ -107,13 +115,21 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files of a model directory."""
   index = directory / "model.safetensors.index.json"
   if index.exists():
-    try:
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      return [directory / name for name in names]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as e:
-      raise InputError(f"{index} is no index of shards: {e}") from e
+    found = json_file.read(index, f"the model in {directory}").get("weight_map")
+    names = set(found.values()) if _is_map_of_names(found) else set()
+    if not names:
+      raise InputError(f"{index} is no index of shards: it maps no tensors to files")
+    return [directory / name for name in sorted(names)]
   one = directory / "model.safetensors"
   paths = [one] if one.exists() else sorted(directory.glob("*.safetensors"))
   if not paths:
     raise InputError(f"no .safetensors in {directory}; other formats are not read")
   return paths
+
+
+def _is_map_of_names(value) -> bool:
+  """Whether this is {tensor: name of a file in the same directory}."""
+  return isinstance(value, dict) and all(
+    isinstance(x, str) and x.isprintable() and pathlib.PurePath(x).name == x
+    for x in value.values()
+  )

@@ -15,6 +15,8 @@ from jaxpeft.linear import dense, is_node
 from jaxpeft.model import Model
 from jaxpeft.quantization import nf4
 
+_DTYPES = ("bfloat16", "float16", "float32")
+
 
 def save_hf(
   model: Model, directory, dtype: str | None = None, quantize: str | None = None
@@ -35,9 +37,9 @@ def save_hf(
   """
   if quantize not in (None, "", "nf4"):
     raise unknown("quantize", quantize, ("nf4",))
+  if dtype not in (None, "", *_DTYPES):
+    raise unknown("dtype of weights", dtype, _DTYPES)
   to = jnp.dtype(dtype or model.transformer.dtype)
-  if not jnp.issubdtype(to, jnp.floating):
-    raise InputError(f"dtype {dtype!r} holds no fractions; use 'bfloat16' or 'float32'")
 
   def finish(path, w):
     w = adapters.merge(w, to)

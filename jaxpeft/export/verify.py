@@ -2,12 +2,11 @@
 
 import pathlib
 import shutil
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxpeft import experiment
+from jaxpeft import experiment, temporary
 from jaxpeft import model as models
 from jaxpeft.checkpoints import gguf_write, peft, peft_names
 from jaxpeft.checkpoints.gguf_reader import is_gguf
@@ -103,8 +102,10 @@ def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
     peft_names.check_family(base.config)
   tuned = experiment.load_run(workdir, config, base)
   directory.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as tmp:
-    tmp = pathlib.Path(distributed.exchange(tmp)[0]) / directory.name  # process 0's
+  with temporary.directory(directory.parent, ".export-") as tmp:
+    tmp = (
+      pathlib.Path(distributed.exchange(str(tmp))[0]) / directory.name
+    )  # process 0's
     lost = 0.0
     own = config.model.dtype
     if format == "hf":
@@ -159,7 +160,7 @@ def _check_out(path: pathlib.Path, format: str):
 def _rows(config, base) -> list:
   """Token ids of a few examples of the run's data, cut to 128 tokens."""
   d = config.data
-  rows = sources.read(d.eval or d.train)[:_ROWS]
+  rows = sources.read(d.eval or d.train, _ROWS, d.columns)
   found = encode.encode(
     rows, base.tokenizer, d.max_tokens, d.loss_on, d.eval or d.train
   )

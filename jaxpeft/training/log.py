@@ -74,6 +74,11 @@ class Log:
     """The most recent value of `name`, or None."""
     return next((line[name] for line in reversed(self.lines) if name in line), None)
 
+  def at(self, step: int, name: str):
+    """The first value of `name` at a step, or None."""
+    found = (x[name] for x in self.lines if x["step"] == step and name in x)
+    return next(found, None)
+
   def plot(self, path: pathlib.Path, title: str, final: dict | None = None):
     """Draws the run's losses, and the accuracy of its result `final`."""
     if distributed.is_main():
@@ -93,17 +98,23 @@ def read(path: pathlib.Path) -> list[dict]:
   """
   if not path.exists():
     return []
-  lines = path.read_text().split("\n")
+  try:
+    lines = path.read_text().split("\n")
+  except ValueError as e:
+    raise InputError(f"{path} is damaged: {e}; restore it from a backup") from e
   out = []
   for number, line in enumerate(lines, 1):
     if not line:
       continue
     try:
-      out.append(json.loads(line))
-    except json.JSONDecodeError as e:
+      value = json.loads(line)
+    except (ValueError, RecursionError) as e:
       if number >= len(lines) - 1:
         break
       raise InputError(f"{path}, line {number}: not JSON: {e}") from e
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+      raise InputError(f"{path}, line {number}: no object with a whole number `step`")
+    out.append(value)
   return out
 
 

@@ -1,4 +1,7 @@
-"""A run's directory: its config.json, its lock, and whether a run may continue."""
+"""A run's directory: its config.json, its lock, and whether a run may continue.
+
+data.json has the hashes of the data files, which may not change while a run is stopped.
+"""
 
 import fcntl
 import json
@@ -9,20 +12,27 @@ from typing import Any
 from ml_collections import config_dict
 
 from jaxpeft import config as configs
+from jaxpeft import temporary
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
 
 _WHERE = ("mesh", "processes", "log")  # sections that may change when a run continues
+_OF_A_RUN = ("checkpoints", "metrics.jsonl", "adapter", "best")  # after config.json
 
 
-def prepare(path: str, config) -> pathlib.Path:
+def prepare(path: str, config, hashes: dict | None = None) -> pathlib.Path:
   """The run's directory, after writing config.json there or checking the existing one.
 
   If there are several processes, all must call it: process 0 writes, the others check.
 
+  Args:
+    path: of the directory.
+    config: of the run.
+    hashes: config key -> hash of the data files that it names.
   Raises:
     InputError: in every process, if the directory is not writable, holds a run of
-      another config, or is not the same directory for all processes.
+      another config or of other data, has lost its config.json, or is not the same
+      directory for all processes.
   """
   workdir = pathlib.Path(path)
   text = json.dumps(configs.to_json(config), indent=2) + "\n"
@@ -31,7 +41,8 @@ def prepare(path: str, config) -> pathlib.Path:
     if distributed.is_main() == turn:
       try:
         _write_or_check(workdir, text, write=turn)
-      except (InputError, OSError, json.JSONDecodeError) as e:
+        _check_data(workdir, config, hashes or {}, write=turn)
+      except (OSError, ValueError, RecursionError) as e:  # also a path with NUL
         known = isinstance(e, InputError)
         error = str(e) if known else f"cannot use --workdir={path}: {e}"
     errors = [text for text in distributed.exchange(error) if text]
@@ -71,8 +82,9 @@ def _write_or_check(workdir, text, write):
     if not os.access(workdir, os.W_OK):
       raise PermissionError("not writable")
     _lock(workdir)
+    temporary.tidy(workdir)
   if file.exists():
-    there, now = json.loads(file.read_text()), json.loads(text)
+    there, now = _read_object(file), json.loads(text)
     known = {
       key: x for key, x in configs.filled(there).items() if key in there or key in now
     }
@@ -83,14 +95,42 @@ def _write_or_check(workdir, text, write):
         "use another --workdir, or delete this one"
       )
   elif write:
-    tmp = file.with_suffix(".tmp")
-    tmp.write_text(text)
-    tmp.replace(file)
+    left = [name for name in _OF_A_RUN if (workdir / name).exists()]
+    if left:
+      raise InputError(
+        f"{workdir} has {' and '.join(left)} of a run, but its config.json is gone; "
+        "put it back, or use another --workdir"
+      )
+    _write(file, text)
   else:
     raise InputError(
       f"process 0 wrote {file}, but another process does not find it: --workdir must "
       "be on a file system that all machines share"
     )
+
+
+def _check_data(workdir, config, hashes: dict, write: bool):
+  """Compares the data with those that the run began with; an old run takes these."""
+  file = workdir / "data.json"
+  there = _read_object(file) if file.exists() else {}
+  for key, now in hashes.items():
+    before = there.get(key, now)
+    if before != now:
+      section, name = key.split(".")
+      raise InputError(
+        f"{key}={config[section][name]} has changed since the run in {workdir} began "
+        f"(its hash was {str(before)[:12]}, now it is {now[:12]}); put the old data "
+        "back, or use another --workdir"
+      )
+  if write and hashes.keys() - there.keys():
+    _write(file, json.dumps(there | hashes, indent=2) + "\n")
+
+
+def _write(file: pathlib.Path, text: str):
+  """Writes a file so that it appears whole or not at all."""
+  tmp = file.with_suffix(".tmp")
+  tmp.write_text(text)
+  tmp.replace(file)
 
 
 def read_config(workdir) -> Any:
@@ -101,12 +141,23 @@ def read_config(workdir) -> Any:
   """
   path = pathlib.Path(workdir) / "config.json"
   try:
-    values = json.loads(path.read_text())
-  except (OSError, ValueError) as e:  # ValueError: not JSON, or not text
-    raise InputError(f"{workdir} is no run: cannot read {path}: {e}") from e
-  if not isinstance(values, dict):
-    raise InputError(f"{workdir} is no run: {path} holds no JSON object")
-  return config_dict.ConfigDict(configs.filled(values), convert_dict=True).lock()
+    values = configs.filled(_read_object(path))
+  except (
+    OSError,
+    ValueError,
+    RecursionError,
+  ) as e:  # ValueError: not JSON, or not text
+    reason = str(e).split("\n")[0]
+    raise InputError(f"{workdir} is no run: cannot read {path}: {reason}") from e
+  return config_dict.ConfigDict(values, convert_dict=True).lock()
+
+
+def _read_object(path: pathlib.Path) -> dict:
+  """The JSON object in a file; raises ValueError if it holds something else."""
+  value = json.loads(path.read_text())
+  if not isinstance(value, dict):
+    raise ValueError("it holds no JSON object")
+  return value
 
 
 def _changes(old: dict, new: dict, place: str = "") -> list[str]:
