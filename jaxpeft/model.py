@@ -54,8 +54,14 @@ class Model:
     Args:
       tokens: token ids.
       mask: bool[B, T], False for padding on either side; None means no padding.
+    Raises:
+      InputError: other shapes or dtypes, or ids that are not in the vocabulary. Inside
+        jit, ids are not checked.
     """
-    return _logits(self.transformer, self.params, jnp.asarray(tokens), mask)
+    tokens = jnp.asarray(tokens)
+    mask = None if mask is None else jnp.asarray(mask)
+    _check(self.config, tokens, mask)
+    return _logits(self.transformer, self.params, tokens, mask)
 
   def generate(
     self,
@@ -70,9 +76,26 @@ class Model:
   ) -> list[str]:
     """Texts that continue the prompts (a list of str), up to a stop token.
 
-    `adapters` gives for each prompt the name of an attached adapter, or None for the
-    base.
+    Args:
+      prompts: texts.
+      max_new_tokens: most new tokens of a text.
+      temperature, top_k, top_p: see `Sampling`.
+      seed: seed of the draws.
+      batch_size: most prompts at once; None is as many as memory holds.
+      adapters: for each prompt the name of an attached adapter, or None for the base;
+        None is the base for all.
+    Raises:
+      InputError: a value is wrong, or a prompt is no text.
     """
+    if isinstance(prompts, str):
+      raise InputError(
+        f"prompts must be a list of texts, not the text {prompts[:40]!r}; give [text]"
+      )
+    prompts = list(prompts)
+    for i, prompt in enumerate(prompts):
+      if not isinstance(prompt, str):
+        kind = type(prompt).__name__
+        raise InputError(f"prompt {i} must be a text, not {kind}")
     if adapters is not None and len(adapters) != len(prompts):
       raise InputError(f"{len(adapters)} adapters for {len(prompts)} prompts")
     choose = adapters and (lambda p, rows: select(p, [adapters[i] for i in rows]))
@@ -188,3 +211,23 @@ def _logits(transformer, params, tokens, mask):
     where = Where(jnp.maximum(jnp.cumsum(segment, 1) - 1, 0), segment)
   hidden = decoder.hidden(transformer, params, Stream(tokens, where))
   return decoder.logits(transformer, params, hidden)
+
+
+def _check(config: ModelConfig, tokens, mask):
+  """Raises InputError unless these are token ids [B, T] of the model, with a mask."""
+  if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise InputError(
+      f"tokens must be ids int[B, T], not {tokens.dtype} of shape {tokens.shape}"
+    )
+  if mask is not None and mask.shape != tokens.shape:
+    raise InputError(
+      f"the mask has the shape {mask.shape}, the tokens have {tokens.shape}"
+    )
+  if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+    return
+  least, most = int(tokens.min()), int(tokens.max())
+  if least < 0 or most >= config.vocab_size:
+    raise InputError(
+      f"the token {least if least < 0 else most} is not in the vocabulary; the model's "
+      f"ids are 0 to {config.vocab_size - 1}"
+    )

@@ -13,6 +13,8 @@ import numpy as np
 import tqdm
 
 from jaxpeft.errors import InputError
+from jaxpeft.generation import batch, memory
+from jaxpeft.generation.batch import bucket as bucket
 from jaxpeft.generation.sampling import Sampling, choose
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import decoder
@@ -21,7 +23,6 @@ from jaxpeft.transformer.decoder import Stream, Transformer, layer_names
 from jaxpeft.transformer.rope import needs_length
 
 _UNSTACK_BYTES = 2 << 30  # `unstack` copies no larger model
-_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
 
 
 def generate(
@@ -49,37 +50,30 @@ def generate(
     stop_ids: token ids that end a row.
     sampling: how each token is drawn.
     seed: seed of the draws.
-    batch_size: number of rows decoded at once; None decodes all at once.
+    batch_size: most rows decoded at once; None or 0 decodes as many as memory holds.
+      Fewer are decoded if memory does not hold so many.
     label: label of a progress bar on a terminal; None shows no bar.
     choose_rows: function (params, indices of the prompts in a batch) -> params for that
       batch; None uses the same params for every batch.
   Raises:
     InputError: a prompt is empty, or needs more positions than the model has.
   """
-  lengths = [len(p) for p in prompts]
-  if min(lengths, default=1) == 0:
-    raise InputError(f"prompt {lengths.index(0)} has no tokens")
-  limit = transformer.config.max_positions
-  if lengths and max(lengths) + max_new_tokens > limit:
-    raise InputError(
-      f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones exceed the "
-      f"model's {limit} positions; lower max_new_tokens or shorten the prompt"
-    )
+  lengths = check(transformer, prompts, max_new_tokens, batch_size)
   transformer, params = unstack(transformer, params)
-  batch_size = batch_size or max(1, len(prompts))
+  batches = batch.plan(
+    lengths,
+    batch_size,
+    memory.budget(),
+    lambda slots: memory.row_bytes(transformer, slots, max_new_tokens),
+    sharding.cut("batch"),
+  )
   keys = jax.random.split(jax.random.key(seed), max(1, len(prompts)))
   keys = np.asarray(jax.random.key_data(keys))  # the same in every process
-  out = []
-  starts = range(0, len(prompts), batch_size)
+  out = [[] for _ in prompts]
   hidden = None if label else True  # None: hidden unless on a terminal
-  for first in tqdm.tqdm(starts, label, unit="batch", leave=False, disable=hidden):
-    rows = prompts[first : first + batch_size]
-    tokens = np.zeros((batch_size, bucket(max(map(len, rows)))), np.int32)
-    length = np.zeros(batch_size, np.int32)  # 0 marks rows that only fill up the batch
-    for i, row in enumerate(rows):
-      tokens[i, : len(row)] = row
-      length[i] = len(row)
-    index = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
+  for some in tqdm.tqdm(batches, label, unit="batch", leave=False, disable=hidden):
+    tokens, length = padded([prompts[i] for i in some.rows], some.size, some.slots)
+    index = np.array((some.rows + some.rows[-1:] * some.size)[: some.size])
     new, count = decode(
       transformer,
       params if choose_rows is None else choose_rows(params, index),
@@ -91,13 +85,52 @@ def generate(
       sampling,
     )
     new, count = np.asarray(new), np.asarray(count)
-    out += [new[i, : count[i]].tolist() for i in range(len(rows))]
+    for i, row, n in zip(some.rows, new, count, strict=False):
+      out[i] = row[:n].tolist()
   return out
 
 
-def bucket(length: int) -> int:
-  """The length to which prompts are padded: the least of `_BUCKETS` that fits."""
-  return next((b for b in _BUCKETS if b >= length), -(-length // 512) * 512)
+def check(transformer, prompts, new: int, batch_size: int | None = None) -> list[int]:
+  """The number of tokens of each prompt.
+
+  Raises:
+    InputError: a prompt is empty, has ids that are not in the vocabulary, or needs with
+      `new` more tokens more positions than the model has; or a number is too small.
+  """
+  if batch_size is not None and batch_size < 0:
+    raise InputError(
+      f"batch_size {batch_size} is below 1; None or 0 is as many as memory holds"
+    )
+  if new < 1:
+    raise InputError(f"max_new_tokens {new} is below 1")
+  lengths = [len(p) for p in prompts]
+  if min(lengths, default=1) == 0:
+    raise InputError(f"prompt {lengths.index(0)} has no tokens")
+  c = transformer.config
+  if lengths and max(lengths) + new > c.max_positions:
+    raise InputError(
+      f"a prompt of {max(lengths)} tokens and {new} new ones exceed the "
+      f"model's {c.max_positions} positions; lower max_new_tokens or shorten the prompt"
+    )
+  for i, prompt in enumerate(prompts):
+    if not 0 <= min(prompt) <= max(prompt) < c.vocab_size:
+      bad = next(t for t in prompt if not 0 <= t < c.vocab_size)
+      raise InputError(
+        f"prompt {i} has the token {bad}; the model's ids are 0 to {c.vocab_size - 1}"
+      )
+  return lengths
+
+
+def padded(rows: list[list[int]], size: int, slots: int):
+  """(tokens int32[size, slots], lengths int32[size]) of rows, padded on the right.
+
+  The length is 0 for rows that only fill up the batch.
+  """
+  tokens, length = np.zeros((size, slots), np.int32), np.zeros(size, np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+    length[i] = len(row)
+  return tokens, length
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
