@@ -26,6 +26,7 @@ from jaxpeft.training import compiled_bytes, optimizer, step, workdir
 class Prepared(NamedTuple):
   """A run whose options, model and data are good; nothing is written or adapted yet."""
 
+  config: Any  # with the number of steps, if it follows from the data
   objective: objectives.Objective
   tx: Any  # the gradient transformation
   rate: Any  # step -> learning rate
@@ -102,12 +103,15 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
   tx, rate = optimizer.make(config.train.steps, **config.optim)
   options.check(config)
   objective = objectives.from_config(config)
-  rows, held = run_data.training_rows(config), run_data.held_out_rows(config)
+  rows = run_data.rows(config)
   if base is None:
     console.note(f"reading {config.model.source} ...")
     base = read_base(config)
   check(config, base, tx)
-  found = run_data.read(config, base, rows, held)
+  found = run_data.read(config, base, rows)
+  if config.train.epochs is not None:
+    config = _with_steps(config, run_data.steps(config, found.batches))
+    tx, rate = optimizer.make(config.train.steps, **config.optim)
   own = not str(config.data.train).startswith("embedded:")
   if own and str(config.data.eval).startswith("embedded:"):
     console.note(
@@ -115,7 +119,7 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
       "own file, and eval.task='' for the loss only"
     )
   step.split(found.batches[0], config.train.accumulate)
-  return Prepared(objective, tx, rate, base, found)
+  return Prepared(config, objective, tx, rate, base, found)
 
 
 def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
@@ -128,7 +132,7 @@ def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
     start: directory of an adapter of this run, for the frozen leaves that cannot be
       made again from the base; its theta is left to the caller. None starts anew.
   """
-  objective, tx, rate, base, found = prepared or prepare(config)
+  config, objective, tx, rate, base, found = prepared or prepare(config)
   given = found.batches if start is None else None
   trainable, frozen, meta = _adapt(config, base, given, start)
   state = step.init_state(trainable, tx)
@@ -195,6 +199,7 @@ def check(config, base: models.Model, tx=None):
     config.data.max_tokens,
     bool(config.model.quantize),
   )
+  run_data.check_batch(config, base.config)
   adapters.match(base.params, adapters.from_config(config.adapt))
   if tx is not None:
     jax.eval_shape(lambda params: _assemble(config, params, tx), base.params)
@@ -222,6 +227,13 @@ def load_run(workdir_, config=None, base_model=None) -> models.Model:
   like, frozen, meta = _adapt(config, base, start=folder)
   trainable = adapter_files.load(folder, like, meta["fingerprint"])
   return base.replace(params=tree.combine(trainable, frozen))
+
+
+def _with_steps(config, steps: int):
+  """A copy of a config with another number of steps."""
+  config = config.copy_and_resolve_references()
+  config.train.steps = steps
+  return config.lock()
 
 
 def _assemble(config, params, tx):

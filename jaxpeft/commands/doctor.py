@@ -6,6 +6,7 @@ import platform
 
 _OPTIONAL = {
   "huggingface_hub": "[hub]: fetch models by hub id",
+  "pyarrow": "[data]: parquet files, data sets of the hub",
   "gguf": "[gguf]: GGUF files, in and out",
   "jax-triton": "[gpu]: kernels for 4-bit weights on NVIDIA GPUs",
   "torch": "[dev]: parity tests and peer benchmarks",

@@ -7,16 +7,47 @@ to itself, with positions from 0. To resume at a step, no state is needed.
 import bisect
 import dataclasses
 import functools
+import itertools
+import operator
+from collections.abc import Sequence
 from typing import Any, cast
 
 import grain
 import numpy as np
 
-from jaxpeft.data.encode import Example
+from jaxpeft.data.examples import Example, Examples
 from jaxpeft.errors import InputError
 
+_PART = 2**20  # values that are sorted at once
 
-def pack(examples: list[Example], max_tokens: int) -> list[list[Example]]:
+
+class Rows(Sequence):
+  """A sequence of rows, each a list of examples; only numbers of examples are stored.
+
+  Attributes:
+    examples: a sequence of examples.
+    items: int[examples]: numbers of examples, row after row.
+    starts: int[rows + 1]: where each row starts in `items`.
+  """
+
+  def __init__(self, examples: Sequence[Example], items, starts):
+    self.examples, self.items, self.starts = examples, items, starts
+
+  def __len__(self) -> int:
+    return len(self.starts) - 1
+
+  def __getitem__(self, at) -> Any:
+    if isinstance(at, slice):
+      return [self[i] for i in range(*at.indices(len(self)))]
+    at = operator.index(at)
+    at += len(self) * (at < 0)
+    if not 0 <= at < len(self):
+      raise IndexError(f"row {at} of {len(self)}")
+    some = self.items[self.starts[at] : self.starts[at + 1]]
+    return [self.examples[i] for i in some]
+
+
+def pack(examples: Sequence[Example], max_tokens: int) -> Rows:
   """Rows of at most `max_tokens` tokens each, made of whole examples.
 
   The result depends only on the lengths and the order of the examples.
@@ -24,27 +55,91 @@ def pack(examples: list[Example], max_tokens: int) -> list[list[Example]]:
   Source: best-fit decreasing bin packing, which asymptotically needs at most 11/9 of
   the optimal number of rows (Johnson et al., 1974).
   """
-  order = sorted(range(len(examples)), key=lambda i: -len(examples[i].tokens))
-  space: dict[int, list[int]] = {}  # free tokens -> rows that have so many left
+  lengths = lengths_of(examples)
+  order = _sorted(
+    lengths.max(initial=0) - lengths, np.arange(len(lengths), dtype=np.int32)
+  )[0]
+  row_of = _best_fit(lengths[order], max_tokens)
+  del lengths
+  return Rows(examples, *_sorted(row_of, order))
+
+
+def _sorted(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(values in the order of their keys, where each key starts); equal keys keep theirs.
+
+  It sorts part after part, since NumPy's argsort would take 24 bytes a value.
+
+  Args:
+    keys: int[n], from 0.
+    values: int[n], below 2**31.
+  Returns:
+    int32[n], and int64[largest key + 2].
+  """
+  starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(keys))])
+  free, out = starts.copy(), np.empty(len(keys), np.int32)
+  for at in range(0, len(keys), _PART):
+    part = keys[at : at + _PART]
+    order = np.argsort(part, kind="stable")
+    found, first, counts = np.unique(part[order], return_index=True, return_counts=True)
+    places = np.repeat(free[found] - first, counts) + np.arange(len(part))
+    out[places] = values[at : at + _PART][order]
+    free[found] += counts
+  return out, starts
+
+
+def _best_fit(lengths: np.ndarray, max_tokens: int) -> np.ndarray:
+  """int32[n]: the row of each example; lengths decrease.
+
+  An example goes to the row with the least room that is enough; among several, to the
+  one that was put there last. Examples of one length are placed together: a row that is
+  taken gets as many as fit, since it stays the one with the least room.
+  """
+  row_of = np.empty(len(lengths), np.int32)
+  space: dict[int, list[np.ndarray]] = {}  # free tokens -> stack of rows, in parts
   rooms: list[int] = []  # the keys of `space`, in order
-  rows: list[list[Example]] = []
-  for i in order:
-    need = len(examples[i].tokens)
-    place = bisect.bisect_left(rooms, need)
-    if place == len(rooms):
-      rows.append([])
-      index, room = len(rows) - 1, max_tokens
-    else:
-      room = rooms[place]
-      index = space[room].pop()
-      if not space[room]:
-        del space[room], rooms[place]
-    rows[index].append(examples[i])
-    if room - need not in space:
-      space[room - need] = []
-      bisect.insort(rooms, room - need)
-    space[room - need].append(index)
-  return rows
+  cuts = np.flatnonzero(np.diff(lengths)) + 1
+  made, bounds = 0, [0, *cuts.tolist(), len(lengths)]
+  for at, end in itertools.pairwise(bounds):
+    need = int(lengths[at])
+    while at < end:
+      place = bisect.bisect_left(rooms, need)
+      new = place == len(rooms)
+      room = max(max_tokens, need) if new else rooms[place]
+      fit = room // need
+      wanted = -(-(end - at) // fit)
+      if new:
+        taken = np.arange(made, made + wanted, dtype=np.int32)
+        made += wanted
+      else:
+        part = space[room].pop()
+        taken, rest = part[-wanted:][::-1], part[:-wanted]
+        if len(rest):
+          space[room].append(rest)
+        elif not space[room]:
+          del space[room], rooms[place]
+      count = min(fit * len(taken), end - at)
+      row_of[at : at + count] = np.repeat(taken, fit)[:count]
+      at += count
+      last = count - fit * (len(taken) - 1)  # examples in the last row
+      _put(space, rooms, room - fit * need, taken[:-1])
+      _put(space, rooms, room - last * need, taken[-1:])
+  return row_of
+
+
+def _put(space, rooms, room: int, rows: np.ndarray):
+  if not len(rows):
+    return
+  if room not in space:
+    space[room] = []
+    bisect.insort(rooms, room)
+  space[room].append(rows)
+
+
+def lengths_of(examples: Sequence[Example]) -> np.ndarray:
+  """int32[examples]: the number of tokens of each."""
+  if isinstance(examples, Examples):
+    return examples.lengths
+  return np.array([len(e.tokens) for e in examples], np.int32)
 
 
 def to_arrays(rows: list[list[Example]], max_tokens: int) -> dict[str, np.ndarray]:
@@ -86,7 +181,7 @@ class Batches:
     seed: of the shuffling; every epoch has another order.
   """
 
-  rows: list[list[Example]]
+  rows: Sequence[list[Example]]
   max_tokens: int
   batch_size: int
   seed: int
@@ -122,7 +217,8 @@ def make(
   examples, max_tokens: int, batch_size: int, packed: bool, seed: int
 ) -> Batches:
   """`Batches` of the examples; one example per row, or as many as fit if `packed`."""
-  rows = pack(examples, max_tokens) if packed else [[e] for e in examples]
+  numbers = np.arange(0 if packed else len(examples) + 1)
+  rows = pack(examples, max_tokens) if packed else Rows(examples, numbers, numbers)
   return Batches(rows, max_tokens, batch_size, seed)
 
 

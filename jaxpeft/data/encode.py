@@ -1,45 +1,63 @@
 """Turns rows of text into tokens and a mask of those that the loss supervises."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-from jaxpeft.data import sources
+from jaxpeft.data import contents, examples, formats
+from jaxpeft.data.examples import Counts, Examples
+from jaxpeft.data.examples import Example as Example  # where it used to be
+from jaxpeft.data.files import Placed
 from jaxpeft.errors import InputError
 
-
-class Example(NamedTuple):
-  """The tokens of one text, and which of them the loss supervises."""
-
-  tokens: np.ndarray  # int32[n]
-  supervised: np.ndarray  # bool[n]; False at first, since nothing predicts it
+# Rows that are tokenized at once, on all cores: at most so many, and so many characters
+# (a token in the tokenizer's hands takes over 100 bytes).
+_ROWS, _CHARACTERS = 512, 2**18
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
   """The examples of a data set, and how many were cut or dropped."""
 
-  examples: list[Example]
-  truncated: int  # examples longer than max_tokens, cut at the end
-  dropped: int  # examples without any supervised token, which are not in `examples`
+  examples: Examples
+  counts: Counts
+
+  @property
+  def truncated(self) -> int:
+    """Examples longer than max_tokens, cut at the end."""
+    return self.counts.truncated
+
+  @property
+  def dropped(self) -> int:
+    """Examples without any supervised token, which are not in `examples`."""
+    return self.counts.dropped
 
   def summary(self, source) -> str:
     """One line for the log that counts the examples and tokens of `source`."""
-    tokens = sum(len(e.tokens) for e in self.examples)
-    learned = sum(int(e.supervised.sum()) for e in self.examples)
+    c = self.counts
     line = (
-      f"{source}: {len(self.examples)} examples, {tokens} tokens, {learned} supervised"
+      f"{source}: {len(self.examples)} examples, {c.tokens} tokens, "
+      f"{c.supervised} supervised"
     )
-    if self.truncated:
-      line += f"; {self.truncated} cut to max_tokens"
-    if self.dropped:
-      line += f", {self.dropped} of them left out: nothing supervised remained"
+    if c.truncated:
+      line += f"; {c.truncated} cut to max_tokens"
+    if c.dropped:
+      line += f", {c.dropped} of them left out: nothing supervised remained"
     return line
 
 
-def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Encoded:
-  """Examples from rows in any of the four formats of `sources`.
+def encode(
+  rows: Iterable,
+  tokenizer,
+  max_tokens: int,
+  loss_on: str,
+  source="data",
+  into=None,
+  report: Callable[[Placed], Any] | None = None,
+) -> Encoded:
+  """Examples from rows in any of the forms of `formats`.
 
   The prompt's tokens are exactly those from which generation starts. Prompt and
   completion are tokenized together, since Llama 2's tokenizer would put an additional
@@ -47,48 +65,103 @@ def encode(rows, tokenizer, max_tokens: int, loss_on: str, source="data") -> Enc
   are tokenized separately.
 
   Args:
-    rows: dicts, see `sources`.
+    rows: dicts; or `Placed` rows, which know their places.
     tokenizer: a `Tokenizer`.
     max_tokens: longer examples are cut at the end.
     loss_on: which tokens the loss supervises: "completion" or "all".
     source: name of the data, for messages.
+    into: takes the examples: an `examples.Files`; None holds them in memory.
+    report: called with the last of some rows, after they were tokenized.
   Raises:
-    InputError: `loss_on` is invalid; a row has no known format; or no example has a
+    InputError: `loss_on` is invalid; a row has no known form; or no example has a
       supervised token.
   """
   if loss_on not in ("completion", "all"):
     raise InputError(f"data.loss_on is {loss_on!r}; it must be 'completion' or 'all'")
-  examples, truncated, dropped = [], 0, 0
-  for number, row in enumerate(rows, 1):
-    ids, learn = _encode_row(row, tokenizer, f"{source}, row {number}")
-    learn = np.array(learn, bool) | (loss_on == "all")
-    learn[:1] = False
-    truncated += len(ids) > max_tokens
-    example = Example(np.array(ids[:max_tokens], np.int32), learn[:max_tokens])
-    if example.supervised.any():
-      examples.append(example)
-    else:
-      dropped += 1
-  if not examples:
+  into = examples.Memory() if into is None else into
+  counts, number = Counts(), 0
+  for some in _some(rows, source):
+    number += len(some)
+    found = list(_encode(some, tokenizer))
+    counts = _add(into, found, counts, max_tokens, loss_on == "all")
+    if report:
+      report(some[-1][0])
+  if not counts.supervised:
     raise InputError(
-      f"{source}: no supervised token in {len(rows)} examples. Raise data.max_tokens "
+      f"{source}: no supervised token in {number} examples. Raise data.max_tokens "
       f"({max_tokens}) if the prompts alone are longer, or set data.loss_on='all'"
     )
-  return Encoded(examples, truncated, dropped)
+  return Encoded(into.finish(counts), counts)
 
 
-def _encode_row(row, tokenizer, place: str):
-  """(ids, supervised) of one row, for a loss on the completion."""
-  form = sources.format_of(row, place)
-  if form == "messages":
-    try:
-      return tokenizer.chat(row["messages"], tools=row.get("tools"))
-    except InputError as e:
-      raise InputError(f"{place}: {e}") from e
-  before, after = sources.prompt_and_completion(row, form)
-  prompt = tokenizer.encode(before, bos=True)
-  whole = tokenizer.encode(before + after, bos=True)
-  fits = whole[: len(prompt)] == prompt
-  completion = whole[len(prompt) :] if fits else tokenizer.encode(after)
-  completion += tokenizer.eos_ids[:1]
-  return prompt + completion, [False] * len(prompt) + [True] * len(completion)
+def _some(rows: Iterable, source) -> Iterator[list[tuple[Placed, str, dict, tuple]]]:
+  """Lists of checked rows: (placed, form, row in that form, its texts)."""
+  out, size = [], 0
+  for number, row in enumerate(rows, 1):
+    placed = row if isinstance(row, Placed) else None
+    placed = placed or Placed(f"{source}, row {number}", row, 0.0)
+    form, row = formats.checked(placed.row, placed.place)
+    chat = form == "messages"
+    texts = () if chat else formats.prompt_and_completion(row, form)
+    out.append((placed, form, row, texts))
+    size += sum(map(len, texts)) if texts else len(str(row["messages"]))
+    if len(out) >= _ROWS or size >= _CHARACTERS:
+      yield out
+      out, size = [], 0
+  if out:
+    yield out
+
+
+def _encode(some, tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
+  """(ids, supervised) of each row, for a loss on the completion."""
+  texts = [t for _, _, _, t in some if t]
+  befores = tokenizer.encode_all([a for a, _ in texts], bos=True)
+  wholes = tokenizer.encode_all([a + b for a, b in texts], bos=True)
+  pairs = zip(befores, wholes, strict=True)
+  for placed, form, row, pair in some:
+    if form == "messages":
+      yield _conversation(row, tokenizer, placed.place)
+      continue
+    prompt, whole = next(pairs)
+    fits = whole[: len(prompt)] == prompt
+    completion = whole[len(prompt) :] if fits else tokenizer.encode(pair[1])
+    completion += tokenizer.eos_ids[:1]
+    yield prompt + completion, [False] * len(prompt) + [True] * len(completion)
+
+
+def _conversation(row: dict, tokenizer, place: str):
+  messages, tools = row["messages"], row["tools"]
+  try:
+    source = tokenizer.template_for(tools)
+    messages = contents.for_template(messages, source, tokenizer.special)
+    return tokenizer.chat(messages, tools=tools)
+  except InputError as e:
+    raise InputError(f"{place}: {e}") from e
+
+
+def _add(into, found, counts, max_tokens: int, everything: bool) -> Counts:
+  """Hands some examples over, cut, and counts them."""
+  kept, truncated, dropped = [], 0, 0
+  for ids, learn in found:
+    truncated += len(ids) > max_tokens
+    learned = np.array(learn[:max_tokens], bool)
+    learned = learned | everything
+    learned[:1] = False
+    if learned.any():
+      kept.append((np.array(ids[:max_tokens], np.int32), learned))
+    else:
+      dropped += 1
+  counts = counts._replace(
+    truncated=counts.truncated + truncated, dropped=counts.dropped + dropped
+  )
+  if not kept:
+    return counts
+  tokens, supervised = map(np.concatenate, zip(*kept, strict=True))
+  lengths = np.array([len(ids) for ids, _ in kept])
+  into.add((tokens, supervised, counts.tokens + np.cumsum(lengths, dtype=np.int64)))
+  return counts._replace(
+    tokens=counts.tokens + len(tokens),
+    supervised=counts.supervised + int(supervised.sum()),
+    longest=max(counts.longest, int(lengths.max())),
+    largest=max(counts.largest, int(tokens.max())),
+  )

@@ -1,44 +1,161 @@
-"""Reads rows of data from JSONL files and embedded tasks, in any of four formats."""
+"""Finds the rows that a config names: an embedded task, files, a data set of the hub.
 
-import json
+A source is found first and read later, row by row, so that its rows need not fit into
+memory.
+"""
+
+import dataclasses
+import functools
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from jaxpeft.data import toy
+from jaxpeft.data import files, fingerprint, formats, hub, toy
+from jaxpeft.data.files import Placed
 from jaxpeft.errors import InputError
 
-# format -> the fields that identify it; the first format that fits is taken.
-FORMATS = {
-  "messages": ("messages",),
-  "question/answer": ("question", "answer"),
-  "prompt/completion": ("prompt", "completion"),
-  "alpaca": ("instruction", "output"),
-}
-_ALPACA = (
-  "Below is an instruction that describes a task{}. Write a response that "
-  "appropriately completes the request.\n\n### Instruction:\n{}\n\n{}### Response:\n"
-)
+LARGE = 2**20  # bytes of files from which on they are streamed, and their tokens kept
+_FIRST = 200  # rows of a large source that are checked before it is tokenized
+
+prompt_and_completion = formats.prompt_and_completion
 
 
-def read(source, limit: int | None = None) -> list[dict]:
-  """The rows of a source.
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where rows are from.
+
+  Attributes:
+    name: as in the config, for messages.
+    files: in the order in which they are read; () if the rows are not from files.
+    rows: gives the rows, if they are not from files.
+    columns: our field -> column of the files, see `formats.mapped`; {} is as they are.
+  """
+
+  name: str
+  files: tuple[pathlib.Path, ...] = ()
+  rows: Any = None
+  columns: dict = dataclasses.field(default_factory=dict)
+
+  def placed(self, limit: int | None = None) -> Iterator[Placed]:
+    """The rows one after another, mapped, at most `limit`; `formats` checks them.
+
+    Raises:
+      InputError: the files cannot be read, or have no row.
+    """
+    count = 0
+    for row in self._all():
+      if limit is not None and count >= limit:
+        return
+      count += 1
+      yield row._replace(row=formats.mapped(row.row, self.columns, row.place))
+    if not count:
+      raise InputError(f"{self.name} has no rows")
+
+  def read(self, limit: int | None = None) -> list[dict]:
+    """The rows as a list, of which each is checked.
+
+    Raises:
+      InputError: a row is invalid; the message gives its line.
+    """
+    rows = []
+    for place, row, _ in self.placed(limit):
+      if self.files:
+        formats.checked(row, place)
+      rows.append(row)
+    return rows
+
+  def check(self):
+    """Raises InputError if the files cannot be read or one of the first rows is bad."""
+    if self.files:
+      self.read(_FIRST if self.large else None)
+
+  def stamps(self) -> list[tuple[int, int]]:
+    """(size, time of the last change) of every file.
+
+    Raises:
+      InputError: a file is gone.
+    """
+    try:
+      stats = [path.stat() for path in self.files]
+    except OSError as e:
+      raise InputError(f"cannot read the data file {e.filename!r}: {e}") from e
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+  @property
+  def size(self) -> int:
+    """Bytes of all files."""
+    return sum(size for size, _ in self.stamps())
+
+  @property
+  def large(self) -> bool:
+    """Whether it is better not to hold the rows in memory."""
+    return self.size >= LARGE
+
+  @property
+  def slow(self) -> bool:
+    """Whether making tokens takes long enough to keep them in files."""
+    return self.large or self.name.startswith("embedded:")
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """The hash of the files' content; "" for rows that are not from files.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    return fingerprint.of_files(self.files) if self.files else ""
+
+  def _all(self) -> Iterable[Placed]:
+    if self.rows is not None:
+      for number, row in enumerate(self.rows(), 1):
+        yield Placed(f"{self.name}, row {number}", row, 0.0)
+    for number, path in enumerate(self.files):
+      for row in files.read(path):
+        yield row._replace(share=(number + row.share) / len(self.files))
+
+
+def find(source, columns=None) -> Source:
+  """The source that a config names. A file that is there counts before the hub.
 
   Args:
-    source: a list of rows; "embedded:NAME" (see `embedded`); or the path of a JSONL
-      file.
-    limit: number of rows to keep, from the start; None keeps all.
+    source: "embedded:NAME" (see `embedded`); the path of a file (see `files.read`); a
+      pattern of paths with * or ?, whose files are read in the order of their names; a
+      data set of the hub (see `hub`); or a list of rows.
+    columns: our field -> column, of files only.
   Raises:
-    InputError: the file is missing or empty, or a line of it is invalid; the message
-      gives the line's number.
+    InputError: there is no such source.
   """
   if not isinstance(source, str | pathlib.Path):
     rows = list(source)
-  elif str(source).startswith("embedded:"):
-    rows = embedded(str(source).removeprefix("embedded:"))
-  else:
-    rows = _jsonl(pathlib.Path(source))
-  if not rows:
-    raise InputError(f"{source} has no rows")
-  return rows[:limit]
+    return Source("data", rows=lambda: rows)
+  name, columns = str(source), dict(columns or {})
+  formats.check_columns(columns)
+  if name.startswith("embedded:"):
+    return Source(name, rows=_embedded(name.removeprefix("embedded:")))
+  try:
+    paths = _local(name)
+  except (OSError, ValueError) as e:  # a path with NUL is a ValueError
+    raise InputError(f"cannot read the data file {name!r}: {e}") from e
+  if not paths and hub.parse(name):
+    paths = hub.files(name)
+  if not paths:
+    raise InputError(
+      f"cannot read the data file {name!r}: there is no such file, and it is no data "
+      "set of the hub, org/name[@revision][:config][[split]]"
+    )
+  return Source(name, tuple(paths), columns=columns)
+
+
+def read(source, limit: int | None = None, columns=None) -> list[dict]:
+  """The rows of a source, see `find`.
+
+  Args:
+    limit: number of rows to read, from the start; None reads all.
+  Raises:
+    InputError: there is no such source, it has no rows, or a row is invalid; the
+      message gives the line's number.
+  """
+  return find(source, columns).read(limit)
 
 
 def embedded(name: str) -> list[dict]:
@@ -49,9 +166,15 @@ def embedded(name: str) -> list[dict]:
   Raises:
     InputError: there is no data set of that name.
   """
+  return _embedded(name)()
+
+
+def _embedded(name: str):
+  """The function that generates an embedded data set."""
   if name == "pretrain":
-    stories = toy.problems(1, "train", 120_000, seed=0)
-    return stories + toy.sums("train", 40_000, seed=0)
+    return lambda: (
+      toy.problems(1, "train", 120_000, seed=0) + toy.sums("train", 40_000, seed=0)
+    )
   steps, _, split = name.partition("/")
   sizes = {"train": 8_000, "test": 1_000}
   if steps not in ("one_step", "two_step") or split not in sizes:
@@ -59,112 +182,23 @@ def embedded(name: str) -> list[dict]:
       f"unknown embedded data {name!r}; known: pretrain, and one_step or two_step "
       "with /train or /test"
     )
-  return toy.problems(1 + (steps == "two_step"), split, sizes[split], seed=0)
+  return lambda: toy.problems(1 + (steps == "two_step"), split, sizes[split], seed=0)
 
 
-def format_of(row: dict, place: str) -> str:
-  """The name of a row's format, a key of `FORMATS`.
-
-  Args:
-    row: a dict with the fields of one format; further fields are ignored.
-    place: where the row is, for error messages, e.g. "FILE, line 3".
-  Raises:
-    InputError: the row has no known format, or a field has a wrong type.
-  """
-  if isinstance(row, dict):
-    for name, fields in FORMATS.items():
-      if all(field in row for field in fields):
-        _check_types(row, name, place)
-        return name
-  known = "; ".join(" + ".join(fields) for fields in FORMATS.values())
-  found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-  raise InputError(f"{place}: has {found or 'no fields'}; expected one of: {known}")
-
-
-def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
-  """(prompt, completion): the text of a row before the answer, and the answer.
-
-  Questions are worded as lm-evaluation-harness words GSM8K, so that training and
-  evaluation see the same prompts.
-
-  Args:
-    row: of any format except "messages".
-    form: its format, from `format_of`.
-  """
-  if form == "question/answer":
-    return f"Question: {row['question']}\nAnswer:", f" {row['answer']}"
-  if form == "alpaca":
-    more = row.get("input") or ""
-    paired = ", paired with an input that provides further context" if more else ""
-    context = f"### Input:\n{more}\n\n" if more else ""
-    return _ALPACA.format(paired, row["instruction"], context), row["output"]
-  return row["prompt"], row["completion"]
-
-
-def _jsonl(path: pathlib.Path) -> list[dict]:
-  try:
-    lines = path.read_text(encoding="utf-8").split("\n")
-  except (OSError, ValueError) as e:  # a path with NUL is a ValueError
-    raise InputError(f"cannot read the data file {str(path)!r}: {e}") from e
-  rows = []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      rows.append(json.loads(line))
-    except RecursionError as e:
-      raise InputError(f"{path}, line {number}: nested too deeply") from e
-    except ValueError as e:  # also a number of over 4300 digits
-      raise InputError(f"{path}, line {number}: not JSON: {e}") from e
-    format_of(rows[-1], f"{path}, line {number}")
-  return rows
-
-
-def _check_types(row: dict, name: str, place: str):
-  """Raises InputError if a field of format `name` has a wrong type."""
-  if name == "messages":
-    _check_messages(row["messages"], place)
-    tools = row.get("tools")
-    if tools is not None and not (
-      isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-    ):
-      raise InputError(f"{place}: `tools` must be a list of JSON schemas of functions")
-  else:
-    for field in FORMATS[name]:
-      if not isinstance(row[field], str):
-        kind = type(row[field]).__name__
-        raise InputError(f"{place}: `{field}` must be a text, not {kind}")
-  for field in (*FORMATS[name], "input", "tools"):
-    try:
-      json.dumps(row.get(field), ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as e:
-      bad = e.object[e.start : e.start + 1].encode("unicode-escape").decode()
-      raise InputError(
-        f"{place}: `{field}` holds {bad}, half of a surrogate pair, which is no "
-        "character; remove it"
-      ) from e
-    except (ValueError, TypeError, RecursionError) as e:
-      raise InputError(f"{place}: `{field}` is no JSON data: {e}") from e
-
-
-def _check_messages(messages, place: str):
-  """Raises InputError unless these are messages as transformers accepts them.
-
-  A content is a text or a list of parts; a message with tool calls may have none.
-  """
-  good = isinstance(messages, list) and messages
-  for m in messages if good else ():
-    content = m.get("content") if isinstance(m, dict) else None
-    parts = content if isinstance(content, list) else []
-    good = (
-      good
-      and isinstance(m, dict)
-      and isinstance(m.get("role"), str)
-      and (isinstance(content, str | list) or bool(m.get("tool_calls")))
-      and all(isinstance(part, str | dict) for part in parts)
-    )
-  if not good:
+def _local(name: str) -> list[pathlib.Path]:
+  """The files that a path or a pattern names; [] if there are none."""
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    inside = sorted(x.name for x in path.iterdir() if files.known(x.name))
+    shown = ", ".join(inside[:8]) or "none that could be data"
     raise InputError(
-      f"{place}: `messages` must be a list of {{role, content}}, where content is a "
-      'text or a list of {"type": "text", "text": ...}'
+      f"{name!r} is a directory; name a file in it, or several as {path}/*.jsonl. "
+      f"Files: {shown}"
     )
+  if path.exists():
+    return [path]
+  if not any(x in name for x in "*?"):
+    return []
+  root = pathlib.Path(path.anchor)
+  found = root.glob(str(path.relative_to(root) if path.anchor else path))
+  return sorted(x for x in found if x.is_file())

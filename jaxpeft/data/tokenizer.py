@@ -59,6 +59,16 @@ class Tokenizer:
     first = [self.bos_id] if self.bos_id is not None else []
     return first + ids if bos and self.add_bos else ids
 
+  def encode_all(self, texts: list[str], bos: bool = False) -> list[list[int]]:
+    """`encode` of several texts, on all cores."""
+    try:
+      batch = getattr(self.core, "encode_batch_fast", self.core.encode_batch)
+      found = batch(texts, add_special_tokens=False)
+    except TypeError:  # which text it is, `encode` says
+      return [self.encode(text, bos) for text in texts]
+    first = [self.bos_id] if bos and self.add_bos and self.bos_id is not None else []
+    return [first + encoding.ids for encoding in found]
+
   def decode(self, ids, skip_special: bool = True) -> str:
     """The text of token ids, without special tokens if `skip_special`."""
     return self.core.decode(list(map(int, ids)), skip_special_tokens=skip_special)

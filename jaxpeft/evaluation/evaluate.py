@@ -58,7 +58,7 @@ def loss(
     max_tokens: tokens of a packed row.
     batch_size: rows of a batch.
   """
-  rows = batches.pack(examples, max_tokens)
+  rows = [*batches.pack(examples, max_tokens)]
   rows += [[] for _ in range(-len(rows) % batch_size)]
   sums = []
   for i in range(0, len(rows), batch_size):

@@ -30,10 +30,17 @@ class Objective(Protocol):
     ...
 
   def encode(
-    self, rows: list[dict], tokenizer, max_tokens: int, source: str
+    self, rows, tokenizer, max_tokens: int, source: str, into=None, report=None
   ) -> Encoded:
-    """Examples of a list of rows.
+    """Examples of rows.
 
+    Args:
+      rows: dicts, or `data.files.Placed` rows one after another.
+      tokenizer: a `Tokenizer`.
+      max_tokens: longer examples are cut at the end.
+      source: name of the data, for messages.
+      into: takes the examples, see `data.encode`; None holds them in memory.
+      report: called with the last row that was tokenized, from time to time.
     Raises:
       InputError: a row that is not in the objective's format.
     """

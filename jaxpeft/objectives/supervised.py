@@ -46,9 +46,13 @@ class Supervised:
     """Whether the training loss needs a PRNG key."""
     return bool(self.neftune) or self.selection.fraction < 1
 
-  def encode(self, rows: list[dict], tokenizer, max_tokens: int, source: str):
-    """Examples of prompts and completions, conversations, ...; see `data.sources`."""
-    return encode.encode(rows, tokenizer, max_tokens, self.loss_on, source)
+  def encode(
+    self, rows, tokenizer, max_tokens: int, source: str, into=None, report=None
+  ):
+    """Examples of prompts and completions, conversations, ...; see `data.formats`."""
+    return encode.encode(
+      rows, tokenizer, max_tokens, self.loss_on, source, into, report
+    )
 
   def batch(self, rows: list, max_tokens: int):
     """Arrays [B, max_tokens] of packed examples; see `data.batches.to_arrays`."""
