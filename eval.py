@@ -14,11 +14,17 @@ from jaxpeft import cli
 from jaxpeft.errors import InputError
 
 flags.DEFINE_string("ckpt", None, "Directory of a run, as train.py wrote it.")
-flags.DEFINE_string("task", None, "Task; default the run's eval.task.")
-flags.DEFINE_string("data", None, "JSONL file; default the run's data.eval.")
+flags.DEFINE_string("task", None, "gsm8k, exact, choice, or '' for the loss only.")
+flags.DEFINE_string("data", None, "File; default the run's data.eval.")
+flags.DEFINE_string("answer", None, "Rule that counts; default the run's eval.answer.")
+flags.DEFINE_string("normalize", None, "exact, choice: see eval.normalize.")
+flags.DEFINE_string("extract", None, "exact, choice: regex, see eval.extract.")
+flags.DEFINE_string("labels", None, "choice: labels with commas, see eval.labels.")
+flags.DEFINE_enum("choice", None, ("likelihood", "generation"), "choice: how.")
 flags.DEFINE_integer("limit", None, "Problems; 0 is all; default the run's eval.limit.")
 flags.DEFINE_float("temperature", None, "0 is greedy; default the run's.")
 flags.DEFINE_integer("max_new_tokens", None, "Default the run's eval.max_new_tokens.")
+flags.DEFINE_integer("batch_size", None, "Most prompts at once; 0: what memory holds.")
 flags.DEFINE_string("out", None, "JSON file to write, with every answer.")
 flags.DEFINE_integer("tensor", 1, "Size of the mesh's tensor axis; the rest is fsdp.")
 cli.process_flags()
@@ -34,7 +40,7 @@ def main(argv):
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   from jaxpeft import console, experiment, options, run_data
-  from jaxpeft.evaluation import evaluate
+  from jaxpeft.evaluation import evaluate, problems
   from jaxpeft.objectives import from_config
   from jaxpeft.parallel import distributed, sharding
   from jaxpeft.training import step, workdir
@@ -47,8 +53,12 @@ def main(argv):
   experiment.enter_mesh(sharding.mesh(tensor=parsed.tensor))
   console.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
   model = experiment.load_run(parsed.ckpt, config)
-  held_out, problems, summary = run_data.held_out(config, model.tokenizer, rows)
+  held_out, asked, summary = run_data.held_out(config, model.tokenizer, rows)
   console.note(summary)
+  task = problems.task_of(config, rows)
+  if task:
+    limit = model.config.max_positions
+    problems.check_positions(config, task, asked, model.tokenizer, limit)
 
   e, t, objective = config.eval, config.train, from_config(config)
   nats = evaluate.loss(
@@ -57,20 +67,26 @@ def main(argv):
   )  # fmt: skip
   table = {"loss [nats/token]": f"{nats:.4f}", "perplexity": f"{math.exp(nats):.3f}"}
   report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
-  if e.task:
-    got = evaluate.answers(experiment.ask(config, model), problems, e.task)
+  if task:
+    got = evaluate.answers(experiment.ask(config, model), asked, task, e.answer)
     for rule, share in got.accuracy.items():
       low, high = got.interval[rule]
       table[f"accuracy, {rule}"] = f"{share:.1%}  [{low:.1%}, {high:.1%}]"
+    if got.choice:
+      low, high = got.choice["macro_f1_ci95"]
+      score = got.choice["macro_f1"]
+      table[f"macro-F1, {got.rule}"] = f"{score:.3f}  [{low:.3f}, {high:.3f}]"
+    for x in got.choice.get("confused", ()):
+      table[f"{x['gold']} taken for"] = f"{x['found'] or 'no label'}: {x['count']}"
     report |= dict(
       task=e.task,
-      problems=len(problems),
-      accuracy=got.accuracy[e.answer],
-      accuracy_ci95=got.interval[e.answer],
+      problems=len(asked),
+      **got.metrics(),
       by_rule=got.accuracy,
+      **{name: x for name, x in got.choice.items() if name == "confused"},
       answers=got.records,
     )
-    console.say(f"{e.task} on {len(problems)} problems of {config.data.eval}")
+    console.say(f"{e.task} on {len(asked)} problems of {config.data.eval}")
   for name, value in table.items():
     console.say(f"  {name:<20} {value}")
   if out and distributed.is_main():
@@ -81,9 +97,12 @@ def main(argv):
 
 def _configure(config, parsed) -> pathlib.Path | None:
   """Puts the flags' values into the run's config; returns where to write the report."""
-  for key in ("task", "limit", "temperature", "max_new_tokens"):
+  keys = ("task", "limit", "temperature", "max_new_tokens", "batch_size", "answer")
+  for key in (*keys, "normalize", "extract", "labels", "choice"):
     if parsed[key].value is not None:
       config.eval[key] = parsed[key].value
+  if parsed.task is not None and parsed.answer is None:
+    config.eval.answer = "strict"  # another task may not have the run's rule
   if parsed.limit is not None:
     config.eval.loss_limit = parsed.limit
   config.data.eval = parsed.data or config.data.eval

@@ -11,7 +11,7 @@ import time
 
 from absl import flags
 
-from jaxpeft import cli
+from jaxpeft import cli, config_file
 from jaxpeft.errors import InputError
 
 cli.process_flags()
@@ -27,7 +27,7 @@ def main(argv):
     raise InputError("which run? Give --config=configs/NAME.py")
   config = config.lock()
   cli.join(parsed, config)  # before JAX has devices
-  name = pathlib.Path(path).stem
+  (name,) = config_file.names([path])
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   import jax
@@ -36,7 +36,7 @@ def main(argv):
   from jaxpeft.checkpoints import adapter as adapter_files
   from jaxpeft.checkpoints import run_state
   from jaxpeft.data import batches
-  from jaxpeft.evaluation import evaluate
+  from jaxpeft.evaluation import answers_file, evaluate
   from jaxpeft.parallel import distributed, sharding
   from jaxpeft.training import log, loop, report, step, trackers, workdir
 
@@ -47,7 +47,9 @@ def main(argv):
   prepared = experiment.prepare(config)
   config, base, problems = prepared.config, prepared.base, prepared.data.problems
   t, hashes = config.train, prepared.data.hashes  # train.epochs has become steps
-  folder = workdir.prepare(parsed.workdir or f"runs/{name}", config, hashes)
+  own, old = config_file.folder(name), pathlib.Path(path.partition(":")[0]).stem
+  place = parsed.workdir or workdir.default(f"runs/{own}", f"runs/{old}", config)
+  folder = workdir.prepare(place, config, hashes)
   finished = [line for line in log.read(folder / "metrics.jsonl") if "final" in line]
   if finished:
     console.note(f"{folder} is finished; next: python eval.py --ckpt={folder}")
@@ -57,17 +59,17 @@ def main(argv):
   new = store.latest is None
 
   # ---- the base model's answers, then the adapter and the state
-  scored = bool(e.task and problems)
+  task = prepared.data.task
   if new:
     logs = log.Log(folder, -1, config)
-  if new and scored:
+  if new and task:
     console.note(f"{len(problems)} answers of the base model ...")
-    before = evaluate.answers(experiment.ask(config, base), problems, e.task)
+    ask = experiment.ask(config, base, kept=e.reuse_base)
+    before = evaluate.answers(ask, problems, task, e.answer)
     samples = [record["text"] for record in before.records[:3]]
-    logs.write(
-      0, base_accuracy=before.accuracy[e.answer],
-      base_accuracy_ci95=before.interval[e.answer], base_samples=samples,
-    )  # fmt: skip
+    found = {f"base_{name}": x for name, x in before.metrics().items()}
+    logs.write(0, **found, base_samples=samples)
+    answers_file.write(folder, before, None)
   console.note("adapting ...")
   start = folder / "start"  # frozen leaves that cannot be made again from the base
   exp = experiment.make(config, prepared, None if new else start)
@@ -134,18 +136,16 @@ def main(argv):
   final = dict(
     final=True, adapter_step=kept, ended_early=best.ends(t.patience),
     eval_loss=best.loss if kept == best.step else logs.last("eval_loss"),
+    first_eval_loss=logs.at(0, "eval_loss"),
     trainable_parameters=size.trainable, adapter_bytes=size.bytes,
     **report.peak_memory(step_fn, jax.local_devices()[0]),
   )  # fmt: skip
-  if scored:
-    tuned = exp.adapted(trainable)
-    after = evaluate.answers(
-      experiment.ask(config, tuned, "adapted model"), problems, e.task
-    )
-    final |= dict(
-      base_accuracy=logs.last("base_accuracy"), base_samples=logs.last("base_samples"),
-      base_accuracy_ci95=logs.last("base_accuracy_ci95"),
-      accuracy=after.accuracy[e.answer], accuracy_ci95=after.interval[e.answer],
+  if task:
+    ask = experiment.ask(config, exp.adapted(trainable), "adapted model")
+    after = evaluate.answers(ask, problems, task, e.answer)
+    answers_file.write(folder, None, after)
+    names = (f"base_{name}" for name in (*after.metrics(), "samples"))
+    final |= {name: logs.last(name) for name in names} | after.metrics() | dict(
       problems=len(problems), samples=[r["text"] for r in after.records[:3]],
       prompts=[r["prompt"] for r in after.records[:3]],
     )  # fmt: skip
@@ -154,7 +154,8 @@ def main(argv):
   logs.write(step, **final, wall_s=time.monotonic() - started)
   logs.close()
   console.say(report.result(logs.lines[-1]))
-  console.say(f"{folder}: metrics.jsonl, loss.png, adapter/, tensorboard/\n"
+  written = "metrics.jsonl, loss.png, answers.jsonl, adapter/, tensorboard/"
+  console.say(f"{folder}: {written}\n"
               f"next: python eval.py --ckpt={folder}")  # fmt: skip
 
 

@@ -87,15 +87,20 @@ def base() -> config_dict.ConfigDict:
   c.optim.precondition = ""  # "scaled_gd" (NoRA+) rescales gradients before clipping
 
   c.eval = config_dict.ConfigDict()  # evaluation, before and after training
-  c.eval.task = "gsm8k"  # how problems are asked and scored; "" for the loss only
+  c.eval.task = "gsm8k"  # or "exact", "choice"; "" for the loss only
   c.eval.limit = 200  # problems; 0 is all
   c.eval.loss_limit = 256  # examples of the held-out loss; 0 is all
-  c.eval.batch_size = 100  # prompts decoded at once
+  c.eval.batch_size = 100  # most prompts at once; 0: as many as memory holds
   c.eval.max_new_tokens = 96  # the most new tokens of an answer
   c.eval.temperature = 0.0  # 0 is greedy
   c.eval.top_k = 0  # draw among the k likeliest tokens; 0 is off
   c.eval.top_p = 1.0  # draw among the likeliest tokens of this probability; 1 is off
-  c.eval.answer = "strict"  # accuracy by "strict" (#### N) or "flexible" match
+  c.eval.answer = "strict"  # rule that counts: a task's strict one, or "flexible", ...
+  c.eval.normalize = "strip"  # exact, choice: or lower,punctuation,articles,spaces
+  c.eval.extract = ""  # exact, choice: regex whose group 1 in a text is the answer
+  c.eval.labels = ""  # choice: labels with commas; "" takes them from the data
+  c.eval.choice = "likelihood"  # choice: or "generation"
+  c.eval.reuse_base = True  # keep the base's answers on disk for other runs
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()
   c.data.columns.unlock()

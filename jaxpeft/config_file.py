@@ -38,6 +38,45 @@ def load(path: str, changes: list[str]):
   return config
 
 
+def names(paths: list[str]) -> list[str]:
+  """A short name for each config: NAME or NAME:ARGUMENT, after folders if need be.
+
+  Args:
+    paths: FILE or FILE:ARGUMENT each.
+  Raises:
+    InputError: two are the same, or would share a directory, see `folder`.
+  """
+  parts, own = [], []
+  for path in paths:
+    file, _, argument = path.partition(":")
+    parts.append(pathlib.Path(file).resolve().with_suffix("").parts)
+    own.append(f":{argument}" if argument else "")
+  out: list[str] = []
+  for this, end in zip(parts, own, strict=True):
+    same = [x for x, e in zip(parts, own, strict=True) if folder(e) == folder(end)]
+    length = next(
+      (n for n in range(1, len(this)) if [x[-n:] for x in same].count(this[-n:]) == 1),
+      None,
+    )
+    if length is None:
+      raise InputError(f"the config {'/'.join(this[-1:]) + end} is there twice")
+    out.append("/".join(this[-length:]) + end)
+  places = [folder(name) for name in out]
+  for i, place in enumerate(places):
+    if place in places[:i]:
+      other = out[places.index(place)]
+      raise InputError(
+        f"the configs {other} and {out[i]} would share the directory {place}; rename "
+        "one of the files"
+      )
+  return out
+
+
+def folder(name: str) -> str:
+  """A name of `names` as a path: NAME_ARGUMENT, without unusual characters."""
+  return re.sub(r"[^\w./=-]+", "_", name)
+
+
 class CommandLine(typing.NamedTuple):
   """A command line whose words about the config are taken out."""
 
@@ -135,12 +174,12 @@ def _change(config, changes: list[tuple[str, str]]):
     _find_or_add(config, key, given)
   words = ["", *(f"--config.{key}={value}" for key, value in changes)]
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    "config", config, flag_values=values, lock_config=False, sys_argv=words
-  )
   try:
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, lock_config=False, sys_argv=words
+    )
     values(words)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+  except Exception as e:  # whatever it raises, the value cannot be used
     raise InputError(f"command line: {_first_line(e)}") from e
   return values.config
 
@@ -172,4 +211,4 @@ def _unknown(place: str, key: str, known) -> InputError:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).split("\n")[0]
+  return (str(error).strip() or type(error).__name__).split("\n")[0][:500]

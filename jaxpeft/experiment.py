@@ -15,7 +15,8 @@ from jaxpeft import adapters, console, objectives, options, run_data, tree
 from jaxpeft import model as models
 from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.errors import InputError
-from jaxpeft.generation.ask import LocalAsk
+from jaxpeft.evaluation.kept import KeptAsk
+from jaxpeft.generation.ask import Ask, LocalAsk
 from jaxpeft.objectives.gradients import gradients
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
@@ -79,13 +80,14 @@ def enter_mesh(mesh):
     jax.set_mesh(mesh)
 
 
-def ask(config, tuned: models.Model, label: str = "answers") -> LocalAsk:
-  """The model as the evaluation asks it."""
+def ask(config, tuned: models.Model, label: str = "answers", kept: bool = False) -> Ask:
+  """The model as the evaluation asks it; if `kept`, through answers kept on disk."""
   e = config.eval
-  return LocalAsk(
+  local = LocalAsk(
     tuned.transformer, tuned.params, tuned.tokenizer, e.max_new_tokens,
     options.sampling(config), config.seed, e.batch_size, label,
   )  # fmt: skip
+  return KeptAsk(local) if kept else local
 
 
 def prepare(config, base: models.Model | None = None) -> Prepared:

@@ -1,7 +1,7 @@
 """Checks of a run's options that need neither its model nor its data."""
 
 from jaxpeft import adapters, objectives
-from jaxpeft.errors import InputError, unknown
+from jaxpeft.errors import InputError
 from jaxpeft.evaluation import tasks
 from jaxpeft.generation.sampling import Sampling
 
@@ -19,8 +19,22 @@ _LEAST = (
   ("data", "max_tokens", 2),
   ("eval", "limit", 0),
   ("eval", "loss_limit", 0),
-  ("eval", "batch_size", 1),
+  ("eval", "batch_size", 0),
   ("eval", "max_new_tokens", 1),
+)
+
+# The least and the largest value of other numbers.
+_RANGES = (
+  ("seed", 0, 2**32 - 1),
+  ("train.neftune", 0, 1e9),
+  ("train.epochs", 0, 1e9),
+  ("optim.lr", 0, 1e9),
+  ("optim.warmup", 0, 1),
+  ("optim.final_lr", 0, 1e9),
+  ("optim.clip_norm", 0, 1e30),
+  ("optim.weight_decay", 0, 1e9),
+  ("tokens.fraction", 0, 1),
+  ("tokens.always", 0, 2**31),
 )
 
 
@@ -35,16 +49,27 @@ def check(config):
     value = config[section][name]
     if value is not None and not value >= least:  # refuses NaN, too
       raise InputError(f"{section}.{name} {value} is below {least}")
-  if not 0 <= config.seed < 2**32:
-    raise InputError(f"seed {config.seed} is not from 0 to 2**32 - 1")
+  for key, least, most in _RANGES:
+    value = _at(config, key)
+    if value is not None and not least <= value <= most:
+      raise InputError(f"{key} {value} is not from {least} to {most}")
+  t = config.train
+  if t.batch_size % t.accumulate:
+    raise InputError(
+      f"train.accumulate {t.accumulate} does not divide train.batch_size {t.batch_size}"
+    )
   if not adapters.from_config(config.adapt):
     raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
   objectives.from_config(config)
   sampling(config)
   if config.eval.task:
-    known = tasks.get(config.eval.task).RULES
-    if config.eval.answer not in known:
-      raise unknown("answer rule in eval.answer", config.eval.answer, known)
+    tasks.rule(tasks.make(config.eval.task, config.eval), config.eval.answer)
+
+
+def _at(config, key: str):
+  for name in key.split("."):
+    config = config[name]
+  return config
 
 
 def sampling(config) -> Sampling:

@@ -19,6 +19,7 @@ CACHES = {
   "compiled": (2.0, "compiled programs"),
   "svd": (50.0, "singular value decompositions"),
   "data": (50.0, "tokens of data sets"),
+  "answers": (0.1, "answers of base models"),
 }
 _VARIABLES = {name: f"JAXPEFT_{name.upper()}_CACHE_GB" for name in CACHES}
 _STALE_S = 3600  # a temporary file untouched for so long has no writer

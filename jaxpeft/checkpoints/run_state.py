@@ -67,7 +67,7 @@ class Checkpoints:
     if step == self.latest:
       return
     flat = tree.flatten(state)
-    sums = jax.device_get(_checksums(flat))
+    sums = jax.device_get(checksums(flat))
     leaves = {path: [*_kind(x), sums[path].tolist()] for path, x in flat.items()}
     about = dict(extra=extra, leaves=leaves)
     args = ocp.args.Composite(
@@ -141,7 +141,7 @@ class Checkpoints:
       )
     # Copied, because Orbax's arrays may share memory and a step donates its input.
     flat = {path: jnp.array(x) for path, x in got.items()}
-    sums = jax.device_get(_checksums(flat))
+    sums = jax.device_get(checksums(flat))
     wrong = [path for path in want if sums[path].tolist() != about["leaves"][path][2]]
     if wrong:
       more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -201,7 +201,7 @@ class _same_everywhere:
 
 
 @jax.jit
-def _checksums(flat):
+def checksums(flat):
   """{path: `_checksum` of the leaf}.
 
   All are one compiled program. With one program per leaf, two processes might run them

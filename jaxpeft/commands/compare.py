@@ -6,7 +6,7 @@ OVERRIDES = True
 def add(parser):
   """Declares the flags."""
   parser.add_argument(
-    "--configs", required=True, help="files, with commas between them"
+    "--configs", required=True, help="files, or FILE:ARGUMENT, with commas between them"
   )
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument(

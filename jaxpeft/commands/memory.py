@@ -1,6 +1,5 @@
 """Compiles a run's training step without its weights; prints the memory it needs."""
 
-import pathlib
 import sys
 
 OVERRIDES = True
@@ -33,9 +32,12 @@ def run(args):
   names = args.target.split(",")
   for name in names:
     targets.prepare(name)
+  paths = [path for path in args.config.split(",") if path]
+  if not paths:
+    raise InputError("--config names no file")
   configs = {
-    pathlib.Path(path).stem: config_file.load(path, args.rest)
-    for path in args.config.split(",")
+    name: config_file.load(path, args.rest)
+    for name, path in zip(config_file.names(paths), paths, strict=True)
   }
   one = len(configs) == len(names) == 1
   if args.fit and not one:

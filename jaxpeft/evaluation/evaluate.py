@@ -1,47 +1,100 @@
-"""Accuracy of generated answers, and teacher-forced loss."""
+"""Accuracy of answers, and teacher-forced loss."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxpeft.data import batches
-from jaxpeft.evaluation import tasks
+from jaxpeft.evaluation import f1, tasks
 from jaxpeft.evaluation.intervals import wilson
-from jaxpeft.generation.ask import Ask, Request
+from jaxpeft.generation.ask import Ask, Reply, Request
 from jaxpeft.objectives import Objective
 from jaxpeft.parallel import distributed
 
 
 class Answers(NamedTuple):
-  """Generated answers to a task's problems, and their scores."""
+  """Answers to a task's problems, and their scores."""
 
-  accuracy: dict[str, float]  # by extraction rule
+  rule: str  # the one that counts
+  accuracy: dict[str, float]  # by rule
   interval: dict[str, tuple[float, float]]  # 95 %, over the choice of problems only
-  records: list[dict]  # prompt, text, and {rule: whether it is correct}
+  records: list[dict]  # see `_record`
+  choice: dict  # for labels: macro_f1, its interval, and confused; otherwise {}
+
+  def metrics(self) -> dict:
+    """What metrics.jsonl has about them: numbers by name, of the rule that counts."""
+    names = ("macro_f1", "macro_f1_ci95")
+    more = {name: self.choice[name] for name in names if name in self.choice}
+    share, interval = self.accuracy[self.rule], self.interval[self.rule]
+    return dict(accuracy=share, accuracy_ci95=interval) | more
 
 
-def answers(ask: Ask, rows: list[dict], task: str) -> Answers:
+def answers(ask: Ask, rows: Sequence[dict], task, rule: str = "strict") -> Answers:
   """Asks for one answer to every row, and scores it.
 
   Args:
     ask: the model that is asked.
     rows: problems of the task.
-    task: a name in `tasks.TASKS`.
+    task: from `tasks.make`; or a name in `tasks.TASKS`, with its default options and
+      the labels of these rows.
+    rule: whose accuracy counts, see `tasks.rule`.
   """
-  found = tasks.get(task)
-  prompts = [found.prompt(row) for row in rows]
-  replies = ask([Request(prompt) for prompt in prompts])
-  records = []
-  for prompt, reply, row in zip(prompts, replies, rows, strict=True):
-    text = found.cut(reply.text)
-    records.append(dict(prompt=prompt, text=text, correct=found.score(text, row)))
+  task = tasks.make(task, rows=rows) if isinstance(task, str) else task
+  rule, asked = tasks.rule(task, rule), [_requests(task, row) for row in rows]
+  replies = iter(ask([request for some in asked for request in some]))
+  records = [
+    _record(task, row, some[0].prompt, [next(replies) for _ in some], rule)
+    for row, some in zip(rows, asked, strict=True)
+  ]
   rules = records[0]["correct"].keys()
   hits = {rule: sum(r["correct"][rule] for r in records) for rule in rules}
   return Answers(
+    rule,
     {rule: hit / len(rows) for rule, hit in hits.items()},
     {rule: wilson(hit, len(rows)) for rule, hit in hits.items()},
     records,
+    _choice(records, sorted(getattr(task, "labels", ())), rule),
+  )
+
+
+def _requests(task, row: dict) -> list[Request]:
+  """One request for an answer, or one for each completion to score."""
+  prompt, given = task.prompt(row), task.completions(row)
+  return [Request(prompt, text) for text in given] or [Request(prompt)]
+
+
+def _record(task, row: dict, prompt, replies: list[Reply], rule: str) -> dict:
+  """prompt, gold, text, and {rule: whether it is correct}.
+
+  A task with labels adds {rule: label} as "found", and the log-likelihoods in nats of
+  the completions, if they were scored. The text is then that of the label.
+  """
+  gold = task.gold(row)
+  if not hasattr(task, "choose"):
+    text = task.cut(replies[0].text)
+    correct = task.score(text, row)
+    return dict(prompt=str(prompt), gold=gold, text=text, correct=correct)
+  scores = [reply.logprob for reply in replies if reply.logprob is not None]
+  found = task.choose(row, task.cut(replies[0].text), scores)
+  text = found[rule] if scores else task.cut(replies[0].text)
+  correct = {rule: label == gold for rule, label in found.items()}
+  record = dict(prompt=str(prompt), gold=gold, text=text, correct=correct, found=found)
+  by_text = {r.text: r.logprob for r in replies}
+  return record | (dict(logprobs=by_text) if scores else {})
+
+
+def _choice(records: list[dict], labels: list[str], rule: str) -> dict:
+  """Macro-F1 and confusions of a task whose labels are those of every row."""
+  if not labels:
+    return {}
+  golds = [record["gold"] for record in records]
+  counts = f1.confusion(golds, [r["found"][rule] for r in records], labels)
+  return dict(
+    macro_f1=float(f1.macro_f1(counts)),
+    macro_f1_ci95=f1.interval(counts),
+    confused=f1.confused(counts, labels),
   )
 
 

@@ -7,6 +7,7 @@ a minute.
 import re
 from collections.abc import Callable
 
+from jaxpeft import options
 from jaxpeft.console import human
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import sharding
@@ -51,6 +52,7 @@ def largest(
   Raises:
     InputError: not even the smallest size fits, or `memory.plan` rejects the config.
   """
+  options.check(config)
   key = dict(tokens="data.max_tokens", rows="train.batch_size")[over]
   section, name = key.split(".")
   unit = _TOKENS if over == "tokens" else _row_unit(config, target)

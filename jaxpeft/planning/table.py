@@ -1,6 +1,6 @@
 """Memory plans of several configs or targets, as a table and as a plot."""
 
-from jaxpeft import plotting
+from jaxpeft import options, plotting
 from jaxpeft.planning import memory, targets
 
 # Parts of a bar, from left to right: name, color, and hatching for a grey printer.
@@ -28,6 +28,8 @@ def plans(configs: dict, names: list[str], report=lambda text: None) -> dict:
     names: names of targets, see `targets`.
     report: called with a line of text before each compilation.
   """
+  for config in configs.values():  # before rows are scaled
+    options.check(config)
   first = len(targets.devices(names[0]))
   found = {}
   for name, config in configs.items():

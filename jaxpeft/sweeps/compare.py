@@ -13,7 +13,7 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
   """Trains what is missing, and writes runs.jsonl, table.md and pareto.png.
 
   Args:
-    configs: files as in configs/.
+    configs: files as in configs/, or FILE:ARGUMENT.
     seeds: runs of each config with its best learning rate.
     times: grid of learning rates, as multiples of each config's own.
     out: directory of all runs and of the result.

@@ -36,7 +36,7 @@ def sweep(
   """Trains every config, except for the runs that are finished already.
 
   Args:
-    configs: files as in configs/.
+    configs: files as in configs/, or FILE:ARGUMENT.
     seeds: runs of each config with its best learning rate.
     times: grid of learning rates, as multiples of each config's own.
     out: directory of all runs.
@@ -45,15 +45,16 @@ def sweep(
     InputError: bad arguments, or a run that failed.
   """
   lrs = _check(configs, seeds, times, extra)
+  names = config_file.names(configs)
   total, done = len(configs) * (len(times) + seeds - 1), 0
   found = []
-  for path, own in zip(configs, lrs, strict=True):
-    name = pathlib.Path(path).stem
+  for path, name, own in zip(configs, names, lrs, strict=True):
+    place = out / config_file.folder(name)
     grid = []
     for factor in times:
       done += 1
       console.note(f"compare {done}/{total}: {name}, {factor:g} x lr {own:g}, seed 0")
-      grid.append(_run(path, out / name, own * factor, 0, extra))
+      grid.append(_run(path, place, own * factor, 0, extra))
     first = min(grid, key=_held_out)
     if "diverged" in first:
       raise InputError(f"{name} diverged at every learning rate; lower --times")
@@ -61,7 +62,7 @@ def sweep(
     for seed in range(1, seeds):
       done += 1
       console.note(f"compare {done}/{total}: {name}, lr {lr:g}, seed {seed}")
-      best.append(_run(path, out / name, lr, seed, extra))
+      best.append(_run(path, place, lr, seed, extra))
       if "diverged" in best[-1]:
         raise InputError(
           f"{name} diverged with seed {seed} at lr {lr:g}, the best at seed 0; "
@@ -90,9 +91,7 @@ def _check(configs, seeds, times, extra) -> list[float]:
     )
   if not TRAIN.exists():
     raise InputError(f"{TRAIN} is missing: compare runs from a checkout of jaxpeft")
-  names = [pathlib.Path(path).stem for path in configs]
-  if len(set(names)) < len(names):
-    raise InputError(f"two configs have the same name: {names}")
+  config_file.names(configs)
   return [_read_lr(path, extra) for path in configs]
 
 

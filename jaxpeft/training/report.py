@@ -40,12 +40,24 @@ def result(final: dict) -> str:
   columns = (final.get(key, ()) for key in ("prompts", "base_samples", "samples"))
   for prompt, before, after in zip(*columns, strict=True):
     lines.append(f"{prompt}\n  base:    {before!r}\n  adapted: {after!r}\n")
+  first, last = final.get("first_eval_loss"), final.get("eval_loss")
+  if first is not None and last is not None:
+    worse = "; training did not lower it" if last >= first else ""
+    lines.append(f"held-out loss: {first:.4f} before, {last:.4f} after{worse}")
   if "accuracy" in final:
     low, high = final["accuracy_ci95"]
     lines.append(
       f"accuracy: base {final['base_accuracy']:.1%} -> adapted "
       f"{final['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%} on "
       f"{final['problems']} problems)"
+    )
+  if "macro_f1" in final:
+    low, high = final["macro_f1_ci95"]
+    before = final.get("base_macro_f1")
+    before = "" if before is None else f"base {before:.3f} -> adapted "
+    lines.append(
+      f"macro-F1: {before}{final['macro_f1']:.3f} "
+      f"(95 % interval {low:.3f} to {high:.3f})"
     )
   lines.append(
     f"final: step {final['step']}, {final['wall_s']:.0f} s, peak memory "

@@ -51,6 +51,18 @@ def prepare(path: str, config, hashes: dict | None = None) -> pathlib.Path:
   return workdir
 
 
+def default(new: str, old: str, config) -> str:
+  """`new`; or `old`, where older versions put a run, if it holds this very config."""
+  file = pathlib.Path(old) / "config.json"
+  if new == old or pathlib.Path(new).exists() or not file.exists():
+    return new
+  try:
+    there, now = configs.filled(_read_object(file)), configs.to_json(config)
+  except (OSError, ValueError, RecursionError):
+    return new
+  return new if _changes(there | {key: now[key] for key in _WHERE}, now) else old
+
+
 def _lock(workdir):
   """Locks the run's directory for this process, until the process ends.
 

@@ -10,8 +10,11 @@ import time
 
 import pytest
 
+from jaxpeft import config as configs
+from jaxpeft import config_file
 from jaxpeft.errors import InputError
 from jaxpeft.sweeps import compare, sweep
+from jaxpeft.training import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHORT = [
@@ -96,6 +99,70 @@ sys.exit(2 if lr > 0.05 else 0)
     compare.compare([config], 1, [10.0], tmp_path / "two", [])
 
 
+TWO = """
+from jaxpeft import config
+def get_config(method):
+  c = config.base()
+  c.adapt.main = dict(name=method, match="layers_.*/(attn|mlp)/.*")
+  return c
+"""
+
+
+def test_two_methods_of_one_file_are_two_runs_with_two_names(tmp_path, monkeypatch):
+  monkeypatch.setattr(sweep, "TRAIN", tmp_path / "train.py")
+  # A stand-in for train.py: the accuracy says which method it was given.
+  (tmp_path / "train.py").write_text("""
+import json, pathlib, sys
+args = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+out = pathlib.Path(args["workdir"]); out.mkdir(parents=True, exist_ok=True)
+line = dict(step=2, final=True, accuracy=0.25 if "IA3" in args["config"] else 0.75,
+  problems=8, eval_loss=1.0, adapter_bytes=4, trainable_parameters=1,
+  peak_memory_bytes=1)
+(out / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+""")
+  (tmp_path / "two.py").write_text(TWO)
+  configs = [f"{tmp_path}/two.py:LoRA", f"{tmp_path}/two.py:IA3"]
+  text = compare.compare(configs, 1, [1.0], tmp_path / "out", [])
+  assert "| two:LoRA | 1 | 75.0% |" in text
+  assert "| two:IA3 | 1 | 25.0% |" in text
+  runs = [json.loads(x) for x in (tmp_path / "out/runs.jsonl").read_text().splitlines()]
+  folders = [pathlib.Path(run["workdir"]).parent.name for run in runs]
+  assert folders == ["two_LoRA", "two_IA3"]
+
+
+def test_names_are_short_and_distinct():
+  names = config_file.names
+  assert names(["configs/lora.py"]) == ["lora"]
+  assert names(["topics.py:lora", "topics.py:svft"]) == ["topics:lora", "topics:svft"]
+  assert names(["a/lora.py", "b/lora.py", "b/svf.py"]) == ["a/lora", "b/lora", "svf"]
+  assert names(["x/a/l.py", "y/a/l.py"]) == ["x/a/l", "y/a/l"]
+  assert names(["../l.py", "l.py"])[0] == f"{pathlib.Path.cwd().parent.name}/l"
+  assert names(["l.py", "l.py:x"]) == ["l", "l:x"]
+  assert config_file.folder("a/topics:lr=1 x") == "a/topics_lr=1_x"
+  # Names that are the same as folders are told apart, too.
+  assert names(["a/l.py:x y", "b/l.py:x_y"]) == ["a/l:x y", "b/l:x_y"]
+  with pytest.raises(InputError, match="there twice"):
+    names(["l.py:x y", "l.py:x_y"])
+  with pytest.raises(InputError, match="share the directory l_x"):
+    names(["l.py:x", "l_x.py"])
+
+
+def test_an_old_run_goes_on_where_it_is(tmp_path):
+  c = config_file.load(str(ROOT / "configs" / "lora.py"), [])
+  old, new = tmp_path / "two", tmp_path / "two_x"
+  assert workdir.default(new, old, c) == new
+  old.mkdir()
+  there = configs.to_json(c)
+  del there["eval"]["extract"]  # it is too old to have it
+  (old / "config.json").write_text(json.dumps(there))
+  assert workdir.default(new, old, c) == old
+  there["optim"]["lr"] = 5.0
+  (old / "config.json").write_text(json.dumps(there))
+  assert workdir.default(new, old, c) == new
+  (old / "config.json").write_text("{")
+  assert workdir.default(new, old, c) == new
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_run_saves_before_a_comparison_ends(number, tmp_path):
@@ -143,7 +210,8 @@ with cli.one_clear_line():
   ("configs", "seeds", "times", "message"),
   [
     (["none.py"], 1, [1.0], "cannot read the config"),
-    (["a/x.py", "b/x.py"], 1, [1.0], "same name"),
+    (["a/x.py", "./a/x.py"], 1, [1.0], "config x is there twice"),
+    (["a/x.py:t", "a/x.py:t"], 1, [1.0], "config x:t is there twice"),
     (["configs/lora.py"], 0, [1.0], "must be positive"),
     (["configs/lora.py"], 1, [0.0], "must be positive"),
     (["configs/lora.py"], 1, [float("nan")], "must be positive"),

@@ -5,6 +5,7 @@ deletions (18.0 is not 18).
 """
 
 import re
+import sys
 from collections.abc import Sequence
 
 from jaxpeft.data import sources
@@ -16,6 +17,11 @@ _IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 _UNTIL = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
 RULES = ("strict", "flexible")
+
+
+def make(options, rows: Sequence[dict] = ()):
+  """This module: the task has no options and needs no labels."""
+  return sys.modules[__name__]
 
 
 def prompt(row: dict, shots: Sequence[dict] = ()) -> str:
@@ -30,6 +36,16 @@ def prompt(row: dict, shots: Sequence[dict] = ()) -> str:
   solved = ["".join(sources.prompt_and_completion(x, "question/answer")) for x in shots]
   question = sources.prompt_and_completion(row, "question/answer")[0]
   return "\n\n".join([*solved, question])
+
+
+def completions(row: dict) -> tuple[str, ...]:
+  """Nothing to score: answers are generated."""
+  return ()
+
+
+def gold(row: dict) -> str:
+  """The number behind the #### of a row's answer."""
+  return strict(row["answer"])
 
 
 def _check(row: dict):

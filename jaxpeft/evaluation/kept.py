@@ -1,0 +1,95 @@
+"""Answers that are kept on disk, so that many runs of one base ask it only once.
+
+An entry is named for the hash of everything that decides about the answers, of the
+content of every weight above all. So a changed file of weights, another tokenizer,
+prompt or option, or another version of JAX, is another entry. Damaged entries are made
+again; `caches.disk` bounds them all.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import jax
+
+from jaxpeft import console, tree
+from jaxpeft.caches import disk
+from jaxpeft.checkpoints import json_file, run_state
+from jaxpeft.data import fingerprint
+from jaxpeft.errors import InputError
+from jaxpeft.generation.ask import LocalAsk, Reply, Request
+from jaxpeft.parallel import distributed
+
+_CODE = 1  # to be raised when decoding or scoring gives other answers than before
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptAsk:
+  """An `Ask` that remembers what `ask` replied, also in other processes and later."""
+
+  ask: LocalAsk
+
+  def __call__(self, requests: list[Request]) -> list[Reply]:
+    """The replies; says so in one line if they are kept from an earlier run."""
+    if not disk.limit("answers"):
+      return self.ask(requests)
+    path = disk.folder("answers") / f"{_key(self.ask, requests)}.json"
+    replies = _read(path, len(requests))
+    # All processes must ask the model, or none of them: asking has collectives.
+    found = distributed.exchange("" if replies is None else _digest(replies))
+    if replies is not None and found[0] and len(set(found)) == 1:
+      console.note(f"answers of the base are kept from an earlier run: {path}")
+      disk.used(path)
+      return replies
+    replies = self.ask(requests)
+    if distributed.is_main():
+      _write(path, replies)
+    return replies
+
+
+def _key(ask: LocalAsk, requests: list[Request]) -> str:
+  """A hash of all that the replies depend on; the size of the batches is no part."""
+  sums = jax.device_get(run_state.checksums(tree.flatten(ask.params)))
+  about = dict(
+    code=_CODE,
+    jax=jax.__version__,
+    platform=jax.default_backend(),
+    model=repr((ask.transformer.config, ask.transformer.dtype)),
+    weights=sorted((path, *map(int, x)) for path, x in sums.items()),
+    kinds=sorted((k, str(x.dtype)) for k, x in tree.flatten(ask.params).items()),
+    tokenizer=fingerprint.of_tokenizer(ask.tokenizer),
+    new=ask.max_new_tokens,
+    sampling=dataclasses.astuple(ask.sampling),
+    seed=ask.seed,
+    requests=requests,
+  )
+  text = json.dumps(about, sort_keys=True, default=repr)
+  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(path: pathlib.Path, count: int) -> list[Reply] | None:
+  """The replies of an entry; None if there is none, or it is damaged."""
+  if not path.exists():
+    return None
+  with contextlib.suppress(InputError, KeyError, TypeError, ValueError):
+    entry = json_file.read(path, "kept answers")
+    replies = [Reply(*reply) for reply in entry["replies"]]
+    if entry["sha256"] == _digest(replies) and len(replies) == count:
+      return replies
+  return None
+
+
+def _write(path: pathlib.Path, replies: list[Reply]):
+  """Writes an entry, and drops old ones. One that cannot be written is not kept."""
+  entry = dict(sha256=_digest(replies), replies=replies)
+  text = json.dumps(entry)
+  if len(text) < json_file.MAX_BYTES:
+    disk.write(path, lambda new: pathlib.Path(new).write_text(text))
+    with contextlib.suppress(OSError):
+      disk.drop(path.parent, disk.allowed("answers"))
+
+
+def _digest(replies: list[Reply]) -> str:
+  return hashlib.sha256(json.dumps(replies).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""Log-likelihoods of completions against transformers' logits of the whole text."""
+
+import numpy as np
+import pytest
+import torch
+
+import jaxpeft
+from jaxpeft.data.tokenizer import Tokenizer
+from jaxpeft.errors import InputError
+from jaxpeft.generation import score
+from jaxpeft.generation.ask import Conversation, LocalAsk, Request, completion_ids
+from tests.support.families import save
+
+
+def expected(theirs, prompt, completion):
+  """The sum of log-probabilities, from one forward pass over prompt and completion."""
+  text = torch.tensor([[*prompt, *completion]])
+  with torch.no_grad():
+    logp = theirs(text).logits[0].double().log_softmax(-1)
+  return sum(
+    logp[len(prompt) - 1 + i, token].item() for i, token in enumerate(completion)
+  )
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "gemma3",  # has windows
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("llama", "mixtral")),
+  ],
+)
+def test_scores_equal_transformers(name, tmp_path):
+  theirs = save(name, tmp_path)
+  ours = jaxpeft.load(str(tmp_path), dtype="float32")
+  rng = np.random.default_rng(0)
+  draw = lambda n: rng.integers(3, 97, n).tolist()  # noqa: E731
+  prompts = [draw(n) for n in (1, 7, 20)]
+  asked = [[draw(1), draw(4), draw(2)], [draw(3)], [draw(2), draw(4)]]
+  got = score.score(ours.transformer, ours.params, prompts, asked)
+  want = [
+    [expected(theirs, p, c) for c in some]
+    for p, some in zip(prompts, asked, strict=True)
+  ]
+  assert [len(x) for x in got] == [3, 1, 2]
+  np.testing.assert_allclose(np.concatenate(got), np.concatenate(want), atol=2e-4)
+  one = score.score(ours.transformer, ours.params, prompts, [x[:1] for x in asked])
+  np.testing.assert_allclose(np.concatenate(one), [x[0] for x in want], atol=2e-4)
+
+
+def test_asking_mixes_answers_and_scores_in_order():
+  model = jaxpeft.load("embedded", dtype="float32")
+  ask = LocalAsk(model.transformer, model.params, model.tokenizer, 8)
+  prompt = "Question: 12+13?\nAnswer:"
+  replies = ask([
+    Request(prompt, " 12+13=<<12+13=25>>25.\n#### 25"),
+    Request(prompt),
+    Request("Question: 2+3?\nAnswer:", " 7"),
+    Request(prompt, " 12+13=<<12+13=26>>26.\n#### 26"),
+  ])  # fmt: skip
+  right, free, other, wrong = replies
+  assert free.logprob is None
+  assert free.text == model.generate([prompt], 8)[0]
+  assert right.text.endswith("25")
+  assert right.logprob > -0.1 > -5 > wrong.logprob
+  assert (other.prompt_tokens, other.tokens) == (11, 2)
+  before, own = completion_ids(model.tokenizer, prompt, right.text)
+  assert before + own == model.tokenizer.encode(prompt + right.text, bos=True)
+  assert right.tokens == len(own)
+
+
+def test_a_conversation_is_asked_through_the_chat_template():
+  model = jaxpeft.load("embedded", dtype="float32")
+  words = model.tokenizer
+  source = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+  )
+  chat = Tokenizer(**(vars(words) | dict(chat_template=source)))
+  parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "2?"}]
+  talk = Conversation([dict(role="user", content=parts)])
+  text = "user: 1+2?\nassistant:"
+  assert str(talk) == "user: 1+2?"
+  assert completion_ids(chat, talk, "3")[0] == words.encode(text)
+  bare = Tokenizer(**(vars(words) | dict(chat_template=None)))
+  with pytest.raises(InputError, match="no chat template"):
+    LocalAsk(model.transformer, model.params, bare)([Request(talk)])
+
+
+def test_what_cannot_be_scored_is_refused():
+  model = jaxpeft.load("embedded", dtype="float32")
+  ask = LocalAsk(model.transformer, model.params, model.tokenizer)
+  with pytest.raises(InputError, match="no tokens to score"):
+    ask([Request("a", "")])
+  for prompts, given, message in (
+    ([[]], [[[3]]], "prompt 0 has no tokens"),
+    ([[5] * 1020], [[[3] * 10]], "1024 positions"),
+    ([[5]], [[[9999]]], "token 9999"),
+  ):
+    with pytest.raises(InputError, match=message):
+      score.score(model.transformer, model.params, prompts, given)
