@@ -16,6 +16,7 @@ def unknown(what: str, name, known) -> InputError:
   import difflib
 
   known = sorted(map(str, known))
+  name = name if len(str(name)) < 200 else f"{str(name)[:200]}..."
   near = difflib.get_close_matches(str(name), known, n=1)
   hint = f" Did you mean {near[0]!r}?" if near else ""
   shown = ", ".join(x or "''" for x in known)
