@@ -130,6 +130,6 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
 def _is_map_of_names(value) -> bool:
   """Whether this is {tensor: name of a file in the same directory}."""
   return isinstance(value, dict) and all(
-    isinstance(x, str) and x.isprintable() and pathlib.PurePath(x).name == x
+    isinstance(x, str) and x and x.isprintable() and pathlib.PurePath(x).name == x
     for x in value.values()
   )
