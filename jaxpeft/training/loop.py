@@ -1,6 +1,7 @@
 """The training loop: steps, log lines, held-out losses, checkpoints, and when to stop.
 
-It waits for the device only where something is logged, evaluated or saved.
+The host prepares and dispatches a step while the device computes the one before. It
+never runs further ahead, so that a signal is answered after the step in flight.
 """
 
 import dataclasses
@@ -84,11 +85,15 @@ class Loop:
     step = first = int(state.step)
     stop, found = distributed.Stop(), []
     hold_out = self.hold_out
-    bar = log.Progress(t.steps, step)
+    if hold_out and not step and t.eval_first:
+      self._note_held_out(0, hold_out(state))
+    bar, computing = log.Progress(t.steps, step), None
     while step < t.steps and not best.ends(t.patience):
       batch = self.batch(step)
       state, metrics = self.step_fn(state, self.frozen, sharding.place_batch(batch))
       step += 1
+      jax.block_until_ready(computing)  # the step before: this one follows it at once
+      computing = metrics["tokens"]
       bar.count(batch["segment"])
       last, leave = step == t.steps, stop.agreed(step)
       found.append(metrics["tokens"])  # stays on the device until it is logged
@@ -108,7 +113,10 @@ class Loop:
           self.store.close()
           raise InputError(token_selection.NONE_SUPERVISED)
       if hold_out and held:
-        self._note_held_out(hold_out(state), state, step, best)
+        value = hold_out(state)
+        self._note_held_out(step, value)
+        if best.update(step, value) and t.keep_best:
+          self.keep(state.trainable, step)
         bar.restart()
       if saved:
         self.save(state, best)
@@ -141,8 +149,6 @@ class Loop:
     shown = {name: x for name, x in metrics.items() if name != "bad_step"}
     self.logs.write(step, **shown, lr=lr, tokens_per_s=speed)
 
-  def _note_held_out(self, value: float, state, step: int, best: Best):
+  def _note_held_out(self, step: int, value: float):
     self.logs.write(step, eval_loss=value)
     console.note(f"step {step}: held-out loss {value:.4f}")
-    if best.update(step, value) and self.config.train.keep_best:
-      self.keep(state.trainable, step)

@@ -255,6 +255,9 @@ def test_a_run_leaves_what_it_promises(finished):
   assert final["final"] is True
   assert final["trainable_parameters"] == 58_912
   assert final["adapter_bytes"] == 4 * 58_912
+  first = next(x for x in lines(finished) if "eval_loss" in x)
+  assert (first["step"], first["eval_loss"]) == (0, final["first_eval_loss"])
+  assert final["eval_loss"] < final["first_eval_loss"]
   logged = [line["step"] for line in lines(finished) if "loss" in line]
   assert logged == [2, 4, 6, 8, 10, 12]
   for name in ("config.json", "loss.png", "checkpoints", "adapter", "tensorboard"):
@@ -405,7 +408,7 @@ def test_keep_best_and_patience(tmp_path):
   held = {
     x["step"]: x["eval_loss"]
     for x in lines(workdir)
-    if "eval_loss" in x and "final" not in x
+    if "eval_loss" in x and "final" not in x and x["step"]
   }
   assert final["adapter_step"] == min(held, key=held.get)
   assert (
