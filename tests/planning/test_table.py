@@ -54,6 +54,8 @@ def test_bars_add_up_and_the_legend_names_what_is_visible(draw):
   assert [label.get_text() for label in axes.get_yticklabels()] == ["LoRA", "QLoRA"]
   widths = {c.get_label(): [bar.get_width() for bar in c] for c in axes.containers}
   assert widths["activations"] == [4, 5]  # cut off at what was compiled
+  last = axes.containers[-1]
+  assert [bar.get_x() + bar.get_width() for bar in last] == pytest.approx([16, 9])
   assert [sum(x) for x in zip(*widths.values(), strict=True)] == pytest.approx([16, 9])
   assert [text.get_text().strip() for text in axes.texts] == ["16", "9"]
   assert axes.get_xlabel() == "GB on one device, compiled"

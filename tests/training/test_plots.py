@@ -163,6 +163,7 @@ def test_a_long_title_wraps_inside_the_picture(draw):
   *_, fig = draw(history(10, 2), FINAL, title)
   text = fig.legends[0].get_title()
   assert text.get_text().split() == title.split()
+  assert not text.get_parse_math()  # a dollar sign in a name is no formula
   box = text.get_window_extent()
   assert 0 <= box.x0 < box.x1 <= fig.bbox.x1
   assert box.y1 <= fig.bbox.y1
