@@ -7,7 +7,7 @@ from absl import app, flags
 
 from jaxpeft import config, config_file
 from jaxpeft.commands import COMMANDS
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, shortage
 
 _EXAMPLES = """examples:
   python train.py --config=configs/svft_banded.py
@@ -33,8 +33,10 @@ def one_clear_line():
     distributed = sys.modules.get("jaxpeft.parallel.distributed")
     if distributed:  # otherwise this process has joined no others
       distributed.end(e)
-    if isinstance(e, InputError | OSError):
-      print(f"error: {e}", file=sys.stderr)
+    known = isinstance(e, InputError | OSError)
+    line = None if isinstance(e, InputError | SystemExit) else shortage(e)
+    if known or line:
+      print(f"error: {line or e}", file=sys.stderr)
       sys.exit(2)
     if isinstance(e, KeyboardInterrupt):
       print("interrupted; run the same command to go on", file=sys.stderr)

@@ -13,7 +13,6 @@ import json
 import logging
 import pathlib
 import shutil
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxpeft import console, tree
+from jaxpeft.checkpoints import json_file
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save
+# Orbax logs every save, and the traceback of every error that it raises later.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -72,7 +73,7 @@ class Checkpoints:
     about = dict(extra=extra, leaves=leaves)
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(flat),
-      extra=ocp.args.JsonSave(about | dict(crc32=_crc32(about))),
+      extra=ocp.args.JsonSave(about | dict(crc32=json_file.crc32(about))),
     )
     self._manager.save(step, args=args, force=True)
 
@@ -132,7 +133,7 @@ class Checkpoints:
       crc32 = about.pop("crc32", None)
       if crc32 is None:
         raise ValueError("it has no checksums")
-      if crc32 != _crc32(about):
+      if crc32 != json_file.crc32(about):
         raise ValueError("the checksum of extra differs")
     self._check_config(step, about["leaves"], want)
     with _same_everywhere():
@@ -246,11 +247,6 @@ def _mix(x):
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
-
-
-def _crc32(value) -> int:
-  read = json.loads(json.dumps(value))  # JSON turns all keys into strings
-  return zlib.crc32(json.dumps(read, sort_keys=True).encode())
 
 
 def _kind(x) -> tuple[str, str]:
