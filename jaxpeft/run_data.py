@@ -119,12 +119,20 @@ def steps(config, batches_) -> int:
   Args:
     config: of the run.
     batches_: its training batches.
+  Raises:
+    InputError: train.epochs is not above 0, or gives more than 2**31 - 1 steps.
   """
   epochs = config.train.epochs
   if epochs is None:
     return config.train.steps
+  count = epochs * batches_.epoch_steps
+  if not 0 < count < 2**31:
+    raise InputError(
+      f"train.epochs {epochs} of {batches_.epoch_steps:g} steps each must be more than "
+      "0 and less than 2**31 steps in all"
+    )
   # A float that is a hair above a whole number of steps adds none.
-  return max(1, math.ceil(epochs * batches_.epoch_steps - 1e-6))
+  return max(1, math.ceil(count - 1e-6))
 
 
 def check_batch(config, model):

@@ -16,7 +16,14 @@ FORMATS = {
   "alpaca": ("instruction", "output"),
 }
 _CHATS = ("messages", "conversations", "conversation")
-_MORE = ("input", "system", "tools", "choices", "label", "answerKey")  # fields that a row of some form may have, too
+_MORE = (
+  "input",
+  "system",
+  "tools",
+  "choices",
+  "label",
+  "answerKey",
+)  # fields that a row of some form may have, too
 FIELDS = (*dict.fromkeys(f for fields in FORMATS.values() for f in fields), *_MORE)
 # ShareGPT's "from" -> role.
 ROLES = {
@@ -140,17 +147,21 @@ def _no_form(row, place: str) -> InputError:
 
 
 def _names(row) -> str:
-  names = [str(name)[:40] for name in row]
+  names = [_printable(name) for name in row]
   return ", ".join(names[:12]) + (f" and {len(names) - 12} more" * (len(names) > 12))
 
 
 def _near(name: str, names) -> str:
-  found = difflib.get_close_matches(name, [str(x)[:40] for x in names], n=1)
+  found = difflib.get_close_matches(name, [_printable(x) for x in names], n=1)
   return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def _ratio(a: str, b) -> float:
   return difflib.SequenceMatcher(None, a, str(b)[:40]).ratio()
+
+
+def _printable(name) -> str:
+  return str(name)[:40].encode("utf-8", "backslashreplace").decode()
 
 
 def _check_texts(row: dict, form: str, place: str):
