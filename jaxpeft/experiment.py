@@ -207,6 +207,21 @@ def check(config, base: models.Model, tx=None):
     jax.eval_shape(lambda params: _assemble(config, params, tx), base.params)
 
 
+def adapter_folder(workdir_) -> pathlib.Path:
+  """Where a finished run has its adapter.
+
+  Raises:
+    InputError: the run is not finished.
+  """
+  folder = pathlib.Path(workdir_) / "adapter"
+  if not folder.exists():
+    raise InputError(
+      f"{workdir_} has no adapter/: its training is not finished; "
+      "run the same train.py command to go on"
+    )
+  return folder
+
+
 def load_run(workdir_, config=None, base_model=None) -> models.Model:
   """The adapted model that a finished run left: its adapter, on its base.
 
@@ -219,12 +234,7 @@ def load_run(workdir_, config=None, base_model=None) -> models.Model:
       one that it was trained on.
   """
   config = config or workdir.read_config(workdir_)
-  folder = pathlib.Path(workdir_) / "adapter"
-  if not folder.exists():
-    raise InputError(
-      f"{workdir_} has no adapter/: its training is not finished; "
-      "run the same train.py command to go on"
-    )
+  folder = adapter_folder(workdir_)
   base = base_model or read_base(config)
   like, frozen, meta = _adapt(config, base, start=folder)
   trainable = adapter_files.load(folder, like, meta["fingerprint"])

@@ -12,5 +12,6 @@ COMMANDS = {
   "memory": "compile a run's training step without its weights; print its memory",
   "compare": "train several configs with an equal tuning budget: a table and a plot",
   "launch": "start a program as several processes of this machine; restart them",
+  "chat": "talk with a run or a model in a terminal, with adapters by name",
   "export": "write a run's model or adapter for others; check that it gives the same",
 }
