@@ -40,6 +40,8 @@ not hold for the method:
                                     gradient with respect to w, averaged over as many
                                     batches as the method's option `batches` says. It is
                                     zero if theta is to be loaded afterwards.
+  decomposes                        False. True: `init` decomposes the weight. Layers
+                                    are then initialized on all cores of a CPU at once.
   keeps                             (). The names of frozen leaves that cannot be
                                     recomputed from w and key. A saved adapter contains
                                     these leaves as well as theta; all other frozen
@@ -69,6 +71,7 @@ class Adapter:
   change_rank: ClassVar[int | None] = None
   keeps_base: ClassVar[bool] = True
   needs_gradient: ClassVar[bool] = False
+  decomposes: ClassVar[bool] = False
   keeps: ClassVar[tuple[str, ...]] = ()
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:

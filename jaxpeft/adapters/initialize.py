@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
+from jaxpeft.adapters import cores
 from jaxpeft.adapters.base import Adapted
 from jaxpeft.parallel import sharding
 
@@ -46,14 +47,26 @@ def initialize(adapter, key, w: tuple, path: str, stacked: bool, bar):
 
 
 def _by_layer(adapter, key, w, bar):
-  """(frozen, theta) of a stack; besides the result, one layer's weight is in memory."""
-  keys = jax.random.split(key, w[0].shape[0])
-  parts, same = [], set()  # `same`: frozen leaves that are the weight itself
-  for i, key_i in enumerate(keys):
+  """(frozen, theta) of a stack.
+
+  Besides the result, the weights of a few layers are in memory: one for each thread.
+  """
+  depth = w[0].shape[0]
+  keys = jax.random.split(key, depth)
+
+  def one(i):
     w_i = [x[i] for x in w]
-    frozen, theta = adapter.init(key_i, *w_i)
-    same = {name for name, x in frozen.items() if x is w_i[0]}
-    parts.append(({k: x for k, x in frozen.items() if k not in same}, theta))
+    frozen, theta = adapter.init(keys[i], *w_i)
+    same = {name for name, x in frozen.items() if x is w_i[0]}  # the weight itself
+    return ({k: x for k, x in frozen.items() if k not in same}, theta), same
+
+  size = 4 * w[0].size // depth
+  found = (
+    cores.in_order(one, depth, size) if adapter.decomposes else map(one, range(depth))
+  )
+  parts, same = [], set()
+  for part, same in found:  # noqa: B007
+    parts.append(part)
     bar.update()
   frozen, theta = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
   # The given stack is reused, not copied.

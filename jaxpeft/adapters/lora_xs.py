@@ -35,6 +35,7 @@ class LoRAXS(Adapter):
     quantize: "nf4" stores U S and Vt in 4 bits, "" in W's dtype; see `frozen_factors`.
   """
 
+  decomposes: ClassVar[bool] = True
   rank: int = 16
   alpha: float = 16.0
   iterations: int | None = None

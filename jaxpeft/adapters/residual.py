@@ -33,6 +33,7 @@ class Residual(LoRA):
   """
 
   keeps_base: ClassVar[bool] = False
+  decomposes: ClassVar[bool] = True
   quantize: str = ""
   rounds: int = 1
 

@@ -1,4 +1,4 @@
-"""Singular value decomposition with canonical signs and a disk cache.
+"""Singular value decomposition with canonical signs; exact ones are kept on disk.
 
 The signs of singular vectors are arbitrary, but SVFT's off-diagonals and LoRA-XS's R
 depend on them: a theta trained with one choice of signs is wrong with another. Signs
@@ -8,18 +8,12 @@ Axes: i in, o out, k = min(in, out).
 """
 
 import functools
-import hashlib
-import os
-import pathlib
-import tempfile
-import zlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 from jax.core import Tracer
+
+from jaxpeft.adapters import svd_files
 
 
 def svd(w):
@@ -35,18 +29,11 @@ def svd(w):
   """
   if isinstance(w, Tracer):
     return exact(w)
-  path = cache_dir() / f"{_digest(w)}.safetensors"
-  if path.exists():
-    try:
-      f = safetensors.numpy.load_file(path)
-      if int(f.pop("crc32")) == _crc32(f):
-        return tuple(jnp.asarray(f[name]) for name in ("u", "s", "vt"))
-    except Exception:  # the cache entry is damaged: compute it again
-      pass
-    path.unlink(missing_ok=True)
-  factors = exact(w)
-  arrays = dict(zip(("u", "s", "vt"), map(np.asarray, factors), strict=True))
-  _write(path, arrays | dict(crc32=np.array(_crc32(arrays), np.uint32)))
+  digest = svd_files.digest(w)
+  factors = svd_files.read(digest)
+  if factors is None:
+    factors = jax.block_until_ready(exact(w))
+    svd_files.write(digest, factors)
   return factors
 
 
@@ -189,36 +176,3 @@ def canonical_signs(u, s, vt):
   largest = jnp.take_along_axis(u, jnp.abs(u).argmax(0, keepdims=True), axis=0)
   sign = jnp.where(largest < 0, -1.0, 1.0).astype(u.dtype)
   return u * sign, s, vt * sign.T
-
-
-def cache_dir() -> pathlib.Path:
-  """The directory of the disk cache: $JAXPEFT_CACHE/svd, or ~/.cache/jaxpeft/svd."""
-  root = os.environ.get("JAXPEFT_CACHE") or pathlib.Path.home() / ".cache" / "jaxpeft"
-  return pathlib.Path(root) / "svd"
-
-
-def _digest(w) -> str:
-  w = np.asarray(w)
-  header = f"svd-v2 {w.dtype} {w.shape} ".encode()
-  return hashlib.sha256(header + np.ascontiguousarray(w).tobytes()).hexdigest()
-
-
-def _crc32(arrays: dict) -> int:
-  """The checksum of u, s and vt, by which a damaged cache entry is recognized."""
-  value = 0
-  for name in ("u", "s", "vt"):
-    value = zlib.crc32(np.ascontiguousarray(arrays[name]).data, value)
-  return value
-
-
-def _write(path: pathlib.Path, arrays: dict):
-  """Writes a cache entry atomically; does nothing if the cache is not writable."""
-  name = path.with_suffix(".none")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    safetensors.numpy.save_file(arrays, name)
-    os.replace(name, path)
-  except (OSError, safetensors.SafetensorError):
-    pathlib.Path(name).unlink(missing_ok=True)

@@ -35,6 +35,7 @@ class SVF(Adapter):
       them in W's dtype. See `frozen_factors`.
   """
 
+  decomposes: ClassVar[bool] = True
   reference: bool = False
   keep_base: bool | None = None
   quantize: str = ""

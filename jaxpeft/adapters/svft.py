@@ -54,6 +54,7 @@ class SVFT(Adapter):
       them in W's dtype. See `frozen_factors`.
   """
 
+  decomposes: ClassVar[bool] = True
   pattern: str = "banded"
   off_diagonals: int = 2
   rank: int | None = None

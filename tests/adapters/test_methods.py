@@ -1,6 +1,7 @@
 """Every adapter through one interface; a new method is one line in ADAPTERS."""
 
 import dataclasses
+import os
 import re
 
 import chex
@@ -589,6 +590,34 @@ def test_svd_cache_is_used_and_a_damaged_entry_is_made_again(tmp_path, monkeypat
     entry.write_bytes(damaged)
     chex.assert_trees_all_equal(first, svd.svd(w))
     assert entry.read_bytes() == whole
+
+
+def test_the_svd_cache_is_bounded_and_can_be_turned_off(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAXPEFT_CACHE", str(tmp_path))
+  monkeypatch.setenv("JAXPEFT_SVD_CACHE_GB", "0")
+  first = svd.svd(weight((24, 20)))
+  assert not (tmp_path / "svd").exists()
+  monkeypatch.setenv("JAXPEFT_SVD_CACHE_GB", "1.2e-5")  # two entries of 5 kB
+  (tmp_path / "svd").mkdir()
+  for i in range(3):  # of earlier runs
+    (tmp_path / "svd" / str(i)).write_bytes(bytes(4000))
+    os.utime(tmp_path / "svd" / str(i), (i, i))
+  for i in range(6):
+    svd.svd(weight((24, 20), i))
+    names = {path.name for path in (tmp_path / "svd").iterdir()}
+    assert sum(path.stat().st_size for path in (tmp_path / "svd").iterdir()) <= 12_000
+  assert not names & {"0", "1", "2"}
+  assert len(names) == 2  # this run's own entries are not dropped for others of its own
+  chex.assert_trees_all_equal(first, svd.svd(weight((24, 20))))
+
+
+def test_factors_are_those_of_float64_up_to_rounding():
+  w = np.asarray(weight((96, 64)), np.float64) * np.logspace(0, -4, 64)
+  u, s, vt = (np.asarray(x, np.float64) for x in svd.exact(jnp.asarray(w, jnp.float32)))
+  assert np.abs(u.T @ u - np.eye(64)).max() < 1e-5
+  assert np.abs(vt @ vt.T - np.eye(64)).max() < 1e-5
+  assert np.abs((u * s) @ vt - w).max() < 1e-6 * s[0]
+  np.testing.assert_allclose(s, np.linalg.svd(w)[1], atol=1e-6 * s[0])
 
 
 # ---- rules, partitions -----------------------------------------------------------
