@@ -13,6 +13,7 @@ CASES = [  # text, strict, flexible
   ("#### -5\nTherefore 99", "-5", "99"),
   ("The answer is $12.50", "[invalid]", "$12.50"),
   ("**7**", "[invalid]", "7"),
+  ("#### 3, no: #### 4", "3,", "4"),
   ("no number", "[invalid]", "[invalid]"),
   ("", "[invalid]", "[invalid]"),
   ("a 3. Then.", "[invalid]", "3."),

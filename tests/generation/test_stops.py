@@ -1,10 +1,13 @@
 """Every token that ends a text ends it, not only the first one."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxpeft
 from jaxpeft.generation import decode
+from jaxpeft.generation.sampling import Sampling
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -34,3 +37,13 @@ def test_a_tokenizers_ends_all_stop_generate():
     tokenizer=type(tokenizer)(**vars(tokenizer) | dict(eos_ids=ends))
   )
   assert len(other.generate(["Tom has 3 apples."], max_new_tokens=6)[0]) < len(text)
+
+
+def test_each_token_has_a_draw_of_its_own():
+  """With equal logits at each step, one key for all would repeat the same token."""
+  model = jaxpeft.load("embedded", dtype="float32")
+  zeros = jax.tree.map(jnp.zeros_like, model.params)
+  hot = Sampling(temperature=1.0)
+  new = decode.generate(model.transformer, zeros, [[5], [6]], 12, sampling=hot, seed=3)
+  assert all(len(set(row)) > 8 for row in new)
+  assert new[0] != new[1]

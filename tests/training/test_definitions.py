@@ -82,6 +82,13 @@ def test_the_rate_of_each_step_is_the_schedules():
   np.testing.assert_allclose([float(rate(i)) for i in range(8)], want, atol=1e-6)
 
 
+def test_a_linear_rate_ends_at_its_share_of_the_peak():
+  changes = dict(name="sgd", lr=0.5, warmup=0.0, schedule="linear", final_lr=0.2)
+  _, rate = optimizer.make(10, **options(**changes))
+  want = 0.5 - 0.4 * np.arange(11) / 10
+  np.testing.assert_allclose([float(rate(i)) for i in range(11)], want, atol=1e-6)
+
+
 def test_clipping_scales_the_whole_gradient():
   grads = dict(a=np.float32([3.0]), b=np.float32([4.0]))
   changes = dict(name="sgd", lr=1.0, schedule="constant", warmup=0.0)
