@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import float32, low_rank
+from jaxpeft.adapters.dropout import dropped
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.linear import linear
 
@@ -37,9 +38,13 @@ class DoRA(LoRA):
 
   def apply(self, x, frozen, theta):
     """(x W + c (x A) B) m / ||W + c A B||."""
-    y = linear(x, frozen["w"]) + low_rank(x, theta["a"], self.scale * theta["b"])
-    factor = theta["m"] / self._norm(frozen, theta, x.dtype)
-    return y * factor.astype(x.dtype)
+    y, h = linear(x, frozen["w"]), dropped(x, frozen, self.dropout)
+    factor = (theta["m"] / self._norm(frozen, theta, x.dtype)).astype(x.dtype)
+    update = low_rank(h, theta["a"], self.scale * theta["b"])
+    if h is x:
+      return (y + update) * factor
+    # As in PEFT: what DoRA changes of x W is dropped, too, but x W itself is not.
+    return y + (factor - 1) * linear(h, frozen["w"]) + factor * update
 
   def merge(self, frozen, theta):
     """(W + c A B) m / ||W + c A B||."""

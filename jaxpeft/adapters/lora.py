@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Adapter, check_rank, float32, low_rank
+from jaxpeft.adapters.dropout import dropped
 from jaxpeft.errors import InputError
 from jaxpeft.linear import linear
 
@@ -26,16 +27,23 @@ class LoRA(Adapter):
     rank: r, the number of columns of A and of rows of B.
     alpha: the numerator of the scale c = alpha / rank.
     rslora: if True, the scale c is alpha / sqrt(rank) instead.
+    dropout: the share of the update's inputs that a training step sets to zero; 0 is
+      none. See `dropout`.
   """
 
   rank: int = 8
   alpha: float = 8.0
   rslora: bool = False
+  dropout: float = 0.0
   dims: ClassVar = dict(w="io", a="ir", b="ro")
 
   def check(self, path, shape):
-    """Raises InputError if rank is not in 1 .. min(in, out) or alpha is not above 0."""
+    """Raises InputError if rank, alpha or dropout is out of range."""
     check_rank(self.rank, path, shape)
+    if not 0 <= self.dropout < 1:
+      raise InputError(
+        f"dropout {self.dropout} of the adapter on {path} is not in [0, 1); 0 is none"
+      )
     if not self.alpha > 0:
       raise InputError(f"alpha {self.alpha} of the adapter on {path} is not above 0")
 
@@ -53,7 +61,8 @@ class LoRA(Adapter):
   def apply(self, x, frozen, theta):
     """x W + c (x A) B."""
     # Scaling B [r, out] is cheaper than scaling the result [..., out].
-    return linear(x, frozen["w"]) + low_rank(x, theta["a"], self.scale * theta["b"])
+    a, b = theta["a"], self.scale * theta["b"]
+    return linear(x, frozen["w"]) + low_rank(dropped(x, frozen, self.dropout), a, b)
 
   def merge(self, frozen, theta):
     """W + c A B."""

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxpeft.adapters import svd
 from jaxpeft.adapters.base import check_rank, float32, low_rank
+from jaxpeft.adapters.dropout import dropped
 from jaxpeft.adapters.lora import LoRA
 from jaxpeft.linear import linear
 
@@ -65,7 +66,8 @@ class LoRAGA(LoRA):
 
   def apply(self, x, frozen, theta):
     """x W + c (x [A, A0]) [B; -B0], where the brackets concatenate along r."""
-    return linear(x, frozen["w"]) + low_rank(x, *self.lora(frozen, theta))
+    update = low_rank(dropped(x, frozen, self.dropout), *self.lora(frozen, theta))
+    return linear(x, frozen["w"]) + update
 
   def merge(self, frozen, theta):
     """W + c (A B - A0 B0)."""

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jaxpeft import tree
+from jaxpeft.adapters import dropout
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import Objective, Supervised
 from jaxpeft.parallel import sharding
@@ -32,13 +33,16 @@ def init_state(trainable, tx) -> TrainState:
 def make_loss(transformer, objective: Objective):
   """loss(trainable, frozen, batch) -> (total, (weight, metrics)), to be differentiated.
 
-  The batch has no axis of microbatches, and a "key" if the objective is random.
+  The batch has no axis of microbatches, and a "key" if the objective is random or an
+  adapter has dropout.
   """
 
   def loss(trainable, frozen, batch):
     batch = dict(batch)
     key = batch.pop("key", None)
     params = tree.combine(trainable, frozen)
+    if key is not None:
+      params = dropout.with_keys(params, jax.random.fold_in(key, 2))
     found = objective.loss(transformer, params, batch, key)
     return found.total, (found.weight, found.metrics)
 
@@ -65,7 +69,7 @@ def make_step(transformer, tx, objective: Objective = Supervised(), seed: int = 
   grad_fn = jax.value_and_grad(make_loss(transformer, objective), has_aux=True)
 
   def step(state, frozen, batch):
-    if objective.random:
+    if objective.random or dropout.wanted(frozen):
       key = jax.random.fold_in(jax.random.key(seed), state.step)
       batch = batch | dict(key=jax.random.split(key, _microbatches(batch)))
     (loss, (found, metrics)), grads = _accumulate(
