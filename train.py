@@ -138,6 +138,7 @@ def main(argv):
     eval_loss=best.loss if kept == best.step else logs.last("eval_loss"),
     first_eval_loss=logs.at(0, "eval_loss"),
     trainable_parameters=size.trainable, adapter_bytes=size.bytes,
+    data=exp.data.summary,
     **report.peak_memory(step_fn, jax.local_devices()[0]),
   )  # fmt: skip
   if task:

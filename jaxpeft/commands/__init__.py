@@ -13,5 +13,7 @@ COMMANDS = {
   "compare": "train several configs with an equal tuning budget: a table and a plot",
   "launch": "start a program as several processes of this machine; restart them",
   "chat": "talk with a run or a model in a terminal, with adapters by name",
+  "push": "export a run, write a model card, and upload both to the hub",
+  "pull": "fetch an adapter or a model from the hub, and say what it is",
   "export": "write a run's model or adapter for others; check that it gives the same",
 }
