@@ -63,8 +63,11 @@ def metrics(path: pathlib.Path) -> list[dict]:
 
 
 def report(path: pathlib.Path) -> dict:
-  """What eval.py wrote, without the interval."""
-  return {k: x for k, x in json.loads(path.read_text()).items() if k != INTERVAL}
+  """What eval.py wrote, without the interval and what only newer versions write."""
+  found = {k: x for k, x in json.loads(path.read_text()).items() if k != INTERVAL}
+  names = ("prompt", "text", "correct")
+  answers = [{k: x[k] for k in names} for x in found["answers"]]
+  return found | dict(answers=answers)
 
 
 def set_back(run_dir: pathlib.Path, to: pathlib.Path):

@@ -22,13 +22,8 @@ def expected(theirs, prompt, completion):
   )
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "gemma3",  # has windows
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ("llama", "mixtral")),
-  ],
-)
+@pytest.mark.slow  # evaluation/test_choice.py compares one family by default
+@pytest.mark.parametrize("name", ["gemma3", "llama", "mixtral"])
 def test_scores_equal_transformers(name, tmp_path):
   theirs = save(name, tmp_path)
   ours = jaxpeft.load(str(tmp_path), dtype="float32")
