@@ -4,10 +4,12 @@ import fcntl
 import json
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 
 import pytest
+import safetensors.numpy
 from absl import app, flags
 
 from jaxpeft import experiment  # noqa: F401  (its libraries declare flags)
@@ -133,6 +135,15 @@ CASES = {  # what is typed after the script, and what the line must say
   "not a run": (["eval.py", "--ckpt={tmp}"], "is no run"),
   "no object": (["eval.py", "--ckpt={tmp}/list"], "holds no JSON object"),
   "no text": (["eval.py", "--ckpt={tmp}/bytes"], "is no run"),
+  "types of a run": (["eval.py", "--ckpt={tmp}/types"], "eval is '5'; it must be a"),
+  "weights of integers": (
+    ["train.py", C, "--config.model.source={tmp}/integers"],
+    "holds I16, not one of F64, F32, F16, BF16",
+  ),
+  "a group that is a number": (
+    ["train.py", C, "--config.optim.groups={'a': 1}"],
+    "optim.groups",
+  ),
   "not finished": (["eval.py", "--ckpt={tmp}/run"], "not finished"),
   "least": (["eval.py", "--ckpt={tmp}/run", "--limit=-1"], "eval.limit -1"),
   "out is a dir": (["eval.py", "--ckpt={tmp}/run", "--out={tmp}"], "is a directory"),
@@ -189,6 +200,13 @@ def tmp(tmp_path_factory):
   for name, data in (("list", b"[]"), ("bytes", b"\xff\xfe")):
     (tmp / name).mkdir()
     (tmp / name / "config.json").write_bytes(data)
+  (tmp / "types").mkdir()
+  values = json.loads((tmp / "run" / "config.json").read_text()) | dict(eval=5)
+  (tmp / "types" / "config.json").write_text(json.dumps(values))
+  shutil.copytree(assets.TINY, tmp / "integers")
+  weights = safetensors.numpy.load_file(tmp / "integers" / "model.safetensors")
+  weights["model.norm.weight"] = weights["model.norm.weight"].astype("int16")
+  safetensors.numpy.save_file(weights, tmp / "integers" / "model.safetensors")
   (tmp / "model").mkdir()
   for file in assets.TINY.iterdir():
     (tmp / "model" / file.name).write_bytes(file.read_bytes()[:100_000])
