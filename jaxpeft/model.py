@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxpeft.caches import compiled
 from jaxpeft.checkpoints import hf
 from jaxpeft.checkpoints.stored import StoredModel, open_model
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.generation import decode
+from jaxpeft.generation import decode, stream
 from jaxpeft.generation.sampling import Sampling
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
@@ -114,6 +115,25 @@ class Model:
       choose_rows=choose,
     )
     return [self.tokenizer.decode(row) for row in new]
+
+  def stream(
+    self,
+    prompt: str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+  ) -> Iterator[str]:
+    """Yields the text that `generate` gives for one prompt, piece by piece."""
+    session = stream.Session(
+      self.transformer,
+      self.params,
+      self.tokenizer.eos_ids,
+      Sampling(temperature, top_k, top_p),
+    )
+    ids = self.tokenizer.encode(prompt, bos=True)
+    yield from stream.text(self.tokenizer, session.tokens(ids, max_new_tokens, seed))
 
   def replace(self, **changes) -> "Model":
     """The same model with other fields."""

@@ -125,7 +125,9 @@ def _measured(facts: Facts) -> str:
   if not rows:
     return "Nothing was measured on held-out data."
   held = facts.data().get("eval", "")
-  return f"On `{held}`, which was not trained on:\n\n" + _table(
+  chosen = facts.config.train.keep_best and final.get("eval_loss") is not None
+  best = "; the least loss on it chose the step" if chosen else ""
+  return f"On `{held}`, which was not trained on{best}:\n\n" + _table(
     ("", "base", "fine-tuned"), rows
   )
 
@@ -170,6 +172,8 @@ def _training(facts: Facts) -> str:
 
 
 def _use(facts: Facts, repo: str, format: str, base: str | None) -> str:
+  toy = facts.config.model.source == "embedded"
+  here = base or ("embedded" if toy else "BASE")  # what jaxpeft opens
   base = base or "BASE"
   if format == "peft":
     python = f"""from peft import PeftModel
@@ -179,7 +183,7 @@ tokenizer = AutoTokenizer.from_pretrained("{base}")
 model = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(model, "{repo}")"""
     shell = f"""python -m jaxpeft pull --from={repo} --out=adapter
-python -m jaxpeft chat --model={base} --adapter=mine=adapter"""
+python -m jaxpeft chat --model={here} --adapter=mine=adapter"""
   elif format == "hf":
     python = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -68,6 +68,23 @@ CASES = {  # what is typed after the script, and what the line must say
   "remats": (["train.py", C, "--config.model.remat=layer,none"], "model.remat"),
   "remat": (["train.py", C, "--config.model.remat=all"], "model.remat"),
   "no data": (["train.py", C, "--config.data.train=/none.jsonl"], "/none.jsonl"),
+  "chat with no run": (["-m", "jaxpeft", "chat", "--ckpt=none"], "none is no run"),
+  "chat with no adapter": (
+    ["-m", "jaxpeft", "chat", "--model=embedded", "--adapter=a=/nowhere"],
+    "there is no directory /nowhere",
+  ),
+  "chat of a run in another dtype": (
+    ["-m", "jaxpeft", "chat", "--ckpt=none", "--dtype=float32"],
+    "are for --model",
+  ),
+  "push of no run": (["-m", "jaxpeft", "push", "--ckpt=none", "--to=a/b"], "is no run"),
+  "push to nowhere": (["-m", "jaxpeft", "push", "--ckpt=x", "--to=name"], "--to=name"),
+  "a dry run without place": (
+    ["-m", "jaxpeft", "push", "--ckpt=x", "--to=a/b", "--dry-run"],
+    "--out=DIR",
+  ),
+  "pull of no name": (["-m", "jaxpeft", "pull", "--from=x", "--out=o"], "--from=x"),
+  "pull offline": (["-m", "jaxpeft", "pull", "--from=a/b", "--out=o"], "offline"),
   "tracker": (["train.py", C, "--config.log.tracker=wandbb"], "Did you mean 'wandb'"),
   "broken jsonl": (["train.py", C, "--config.data.train={tmp}/bad.jsonl"], "line 2"),
   "empty data": (["train.py", C, "--config.data.train={tmp}/empty.jsonl"], "no rows"),

@@ -182,6 +182,18 @@ def sentencepiece():
   return core
 
 
+class Letters:
+  """A tokenizer whose 64 tokens are letters."""
+
+  eos_ids, core = (), tokenizers.Tokenizer(models.BPE())
+
+  def encode(self, text, bos):
+    return [ord(x) % 60 for x in text]
+
+  def decode(self, ids):
+    return "".join(chr(65 + i) for i in ids)
+
+
 class Core:
   """The part of a `Tokenizer` that streaming needs."""
 
@@ -233,6 +245,14 @@ def test_pieces_come_as_soon_as_those_of_the_tokenizers_library(model):
   for piece in stream.text(Core(core), chunks()):
     given[-1] += piece
   assert given == sent
+
+
+def test_a_model_streams_the_text_that_it_generates(model):
+  small = model.replace(tokenizer=Letters())
+  (want,) = small.generate(["some text"], max_new_tokens=NEW)
+  pieces = list(small.stream("some text", max_new_tokens=NEW))
+  assert "".join(pieces) == want
+  assert len(pieces) > 1
 
 
 def test_on_a_mesh_it_gives_the_same(model):
