@@ -72,7 +72,7 @@ def main(argv):
     answers_file.write(folder, before, None)
   console.note("adapting ...")
   start = folder / "start"  # frozen leaves that cannot be made again from the base
-  exp = experiment.make(config, prepared, None if new else start)
+  exp = experiment.make(config, prepared, None if new else start, early=True)
   del prepared, base  # the weights as they were loaded need not stay in memory
   if new and adapters.kept(exp.frozen):
     exp.save_adapter(start, exp.state.trainable)
@@ -92,11 +92,10 @@ def main(argv):
   words = exp.model.tokenizer
   shown = batches.preview(exp.data.batches[0], words, sys.stderr.isatty())
   console.note(f"first example, supervised part marked:\n{shown}\ncompiling ...")
-  clock = time.monotonic()
   first = sharding.place_batch(exp.batch(0))
-  step_fn = exp.compile_step(state, first)
+  with console.waiting("compiling"):
+    step_fn, compile_s = exp.compile_timed(state, first)
   distributed.barrier("compiled")
-  compile_s = time.monotonic() - clock
   epoch = exp.data.batches.epoch_steps
   console.note(report.banner(config, size, step_fn, compile_s, epoch))
 

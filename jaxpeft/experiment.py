@@ -17,11 +17,10 @@ from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation.kept import KeptAsk
 from jaxpeft.generation.ask import Ask, LocalAsk
-from jaxpeft.objectives.gradients import gradients
-from jaxpeft.parallel import sharding
+from jaxpeft.parallel import distributed, sharding
 from jaxpeft.quantization import nf4
 from jaxpeft.run_data import Data
-from jaxpeft.training import compiled_bytes, optimizer, step, workdir
+from jaxpeft.training import ahead, first_gradients, optimizer, step, workdir
 
 
 class Prepared(NamedTuple):
@@ -47,6 +46,7 @@ class Experiment(NamedTuple):
   frozen: Any  # the frozen partition
   meta: dict  # of the adapter's file, with the frozen partition's fingerprint
   data: Data
+  early: Any = None  # an `Ahead` of the step, where `make` began to compile it
 
   def batch(self, number: int) -> dict:
     """The microbatches [accumulate, B / accumulate, ...] of a step."""
@@ -59,9 +59,13 @@ class Experiment(NamedTuple):
 
   def compile_step(self, state, batch):
     """`make_step` compiled for such a state and batch."""
-    compiled = self.make_step().lower(state, self.frozen, batch).compile()
-    compiled_bytes.return_freed()
-    return compiled
+    return self.compile_timed(state, batch)[0]
+
+  def compile_timed(self, state, batch):
+    """(`make_step` compiled for such a state and batch, seconds that it took)."""
+    arguments = state, self.frozen, batch
+    begun = self.early and self.early.get(*arguments)
+    return begun or ahead.now(self.make_step(), *arguments)
 
   def adapted(self, trainable=None) -> models.Model:
     """The adapted model; None takes the trainable partition of `state`."""
@@ -124,7 +128,9 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
   return Prepared(config, objective, tx, rate, base, found)
 
 
-def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
+def make(
+  config, prepared: Prepared | None = None, start=None, early: bool = False
+) -> Experiment:
   """The run, ready for its first step.
 
   Args:
@@ -133,13 +139,17 @@ def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
       weights, some of which the adapted model may not need.
     start: directory of an adapter of this run, for the frozen leaves that cannot be
       made again from the base; its theta is left to the caller. None starts anew.
+    early: whether to compile the step meanwhile, in another thread.
   """
   config, objective, tx, rate, base, found = prepared or prepare(config)
+  step_ = _begin_step(config, objective, tx, base, found) if early else None
   given = found.batches if start is None else None
   trainable, frozen, meta = _adapt(config, base, given, start)
   state = step.init_state(trainable, tx)
   bare = base.replace(params=None)
-  return Experiment(config, bare, objective, tx, rate, state, frozen, meta, found)
+  return Experiment(
+    config, bare, objective, tx, rate, state, frozen, meta, found, step_
+  )
 
 
 def abstract(config, devices) -> Experiment:
@@ -248,6 +258,16 @@ def _with_steps(config, steps: int):
   return config.lock()
 
 
+def _begin_step(config, objective, tx, base: models.Model, found: Data):
+  """An `Ahead` of the training step; None on a mesh, whose processes act in order."""
+  if sharding.current() is not None or distributed.count() > 1:
+    return None
+  function = step.make_step(base.transformer, tx, objective, config.seed)
+  batch = sharding.place_batch(step.split(found.batches[0], config.train.accumulate))
+  trees = lambda params: _assemble(config, params, tx)  # noqa: E731
+  return ahead.Ahead(function, lambda: (*jax.eval_shape(trees, base.params), batch))
+
+
 def _assemble(config, params, tx):
   """(state, frozen) of a base's params; for `jax.eval_shape`: gradients are zeros."""
   rules = adapters.from_config(config.adapt)
@@ -266,7 +286,8 @@ def _adapt(config, base: models.Model, given=None, start=None):
   rules = adapters.from_config(config.adapt)
   # A stream of its own: the adapter's draws must not repeat those of a random model.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  found = _gradients(config, base, rules, given) if given else {}
+  net, count = base.transformer, config.train.accumulate
+  found = first_gradients.of_batches(net, base.params, rules, given, count)
   params = adapters.adapt(base.params, rules, key, found)
   if start is not None:
     params = adapter_files.load_kept(start, params)
@@ -275,20 +296,3 @@ def _adapt(config, base: models.Model, given=None, start=None):
   mark = adapter_files.fingerprint(frozen)
   meta = adapter_files.describe(params, key, mark) | dict(base=config.model.source)
   return trainable, frozen, meta
-
-
-def _gradients(config, base, rules, given) -> dict:
-  """Gradients of the weights whose adapters start from them."""
-  found = adapters.match(base.params, rules)
-  needy = {p: getattr(a, "batches", 1) for p, a in found.items() if a.needs_gradient}
-  out = {}
-  for count in sorted(set(needy.values())):
-    console.note(f"gradient of {count} batches, from which the adapter starts ...")
-    micro = (
-      {k: x[i] for k, x in step.split(given[n], config.train.accumulate).items()}
-      for n in range(count)
-      for i in range(config.train.accumulate)
-    )
-    paths = [path for path in needy if needy[path] == count]
-    out |= gradients(base.transformer, base.params, paths, micro)
-  return out

@@ -28,6 +28,8 @@ MEASURED = (  # differ from run to run
   "wall_s",
   "tokens_per_s",
   "peak_memory_bytes",
+  "peak_memory_is",
+  "process_memory_bytes",
   "time",
   "elapsed_s",
 )

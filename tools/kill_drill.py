@@ -24,6 +24,7 @@ _OPTIONS = f"""train.steps={_STEPS} train.log_every=1 train.save_every=3
 train.eval_every=10 train.batch_size=2 data.limit=60 data.max_tokens=96
 eval.task= eval.loss_limit=4""".split()
 _CLOCK = {"tokens_per_s", "wall_s", "time", "elapsed_s", "peak_memory_bytes"}
+_CLOCK |= {"process_memory_bytes"}
 
 
 def start(config: str, workdir: pathlib.Path) -> subprocess.Popen:

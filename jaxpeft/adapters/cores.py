@@ -42,7 +42,7 @@ def in_order(f: Callable, count: int, size: int) -> Iterator:
     threadpoolctl.threadpool_limits(max(1, _cores() // threads), user_api="blas"),
     ThreadPoolExecutor(threads) as pool,
   ):
-    if pool.submit(_context).result() != _context():
+    if pool.submit(context).result() != context():
       yield from map(f, range(count))
       return
     futures = collections.deque(pool.submit(f, i) for i in range(count))
@@ -53,7 +53,8 @@ def in_order(f: Callable, count: int, size: int) -> Iterator:
       pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _context() -> list:
+def context() -> list:
+  """What JAX was told for this thread alone, and another thread does not know."""
   return [getattr(jax.config, name, None) for name in _CONTEXT]
 
 

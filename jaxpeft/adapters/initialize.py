@@ -22,7 +22,7 @@ def initialize(adapter, key, w: tuple, path: str, stacked: bool, bar):
       key; each is [in, out], or [L, in, out] for a stack of L layers.
     path: the weight's path.
     stacked: True for a stack.
-    bar: a tqdm progress bar, which advances by one per layer.
+    bar: a `console.Bar`, which advances by one per layer.
   """
   mesh = sharding.current()
   if isinstance(jax.tree.leaves(w)[0], Tracer):

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tqdm
 
-from jaxpeft import tree
+from jaxpeft import console, tree
 from jaxpeft.adapters.attach import is_attached
 from jaxpeft.adapters.base import Adapted, Adapter, is_adapted
 from jaxpeft.adapters.initialize import initialize
@@ -97,10 +96,7 @@ def adapt(params, rules: Mapping[str, Adapter], key, gradients=None):
     )
   leaves = nodes(params)
   layers = sum(leaves[p].shape[0] if tree.is_stacked(p) else 1 for p in found)
-  # The bar appears after 3 s, and only on a terminal: SVDs of real models take long.
-  with tqdm.tqdm(
-    total=layers, desc="adapt", unit="weight", delay=3, leave=False, disable=None
-  ) as bar:
+  with console.Bar("adapting", layers, "weights") as bar:
 
     def replace(path, leaf):
       path = tree.path_name(path)

@@ -9,8 +9,8 @@ import re
 
 import jax
 import jax.numpy as jnp
-import tqdm
 
+from jaxpeft import console
 from jaxpeft.checkpoints import (
   bnb,
   gguf_config,
@@ -181,10 +181,7 @@ def load(
     _check_memory(
       reader.place, numbers * (0.5 if quantize else jnp.dtype(dtype).itemsize)
     )
-  with tqdm.tqdm(
-    total=numbers, desc="read weights", unit="", unit_scale=True, delay=3, leave=False,
-    disable=None,
-  ) as bar:  # fmt: skip
+  with console.Bar("reading weights", numbers, "numbers") as bar:
     for path, place in found.items():
       four_bits = quantize and nf4.takes(path)
       where = on and _sharding(path, place, four_bits, dtype, on)

@@ -35,7 +35,8 @@ def run(args):
 
   distributed.initialize(**workdirs.read_config(args.ckpt).processes)
   experiment.enter_mesh(sharding.mesh())
-  report = verify.export_run(
-    args.ckpt, args.format, args.out, args.dtype, args.rank, args.tolerance
-  )
+  with console.waiting(f"exporting {args.ckpt}"):
+    report = verify.export_run(
+      args.ckpt, args.format, args.out, args.dtype, args.rank, args.tolerance
+    )
   console.say(f"wrote {args.out}: {report}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxpeft import console
 from jaxpeft.data import batches
 from jaxpeft.evaluation import f1, tasks
 from jaxpeft.evaluation.intervals import wilson
@@ -114,10 +115,13 @@ def loss(
   rows = [*batches.pack(examples, max_tokens)]
   rows += [[] for _ in range(-len(rows) % batch_size)]
   sums = []
-  for i in range(0, len(rows), batch_size):
+  starts = range(0, len(rows), batch_size)
+  for i in console.progress(starts, "held-out loss", len(starts), "batches"):
     batch = objective.batch(rows[i : i + batch_size], max_tokens)
     sums.append(evaluate(params, batch))
-    if distributed.count() > 1:  # which must run programs with collectives in one order
-      jax.block_until_ready(sums[-1])
+    # Several processes must run programs with collectives in one order. A single one
+    # waits for the batch before, so that the progress is that of the device.
+    ahead = 0 if distributed.count() > 1 else 1
+    jax.block_until_ready(sums[max(0, len(sums) - 1 - ahead)])
   total, weight = np.sum([[float(a), float(b)] for a, b in sums], axis=0)
   return total / weight

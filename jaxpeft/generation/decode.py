@@ -10,8 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
+from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.generation import batch, memory
 from jaxpeft.generation.batch import bucket as bucket
@@ -52,7 +52,7 @@ def generate(
     seed: seed of the draws.
     batch_size: most rows decoded at once; None or 0 decodes as many as memory holds.
       Fewer are decoded if memory does not hold so many.
-    label: label of a progress bar on a terminal; None shows no bar.
+    label: what is said of the progress; None says nothing.
     choose_rows: function (params, indices of the prompts in a batch) -> params for that
       batch; None uses the same params for every batch.
   Raises:
@@ -70,8 +70,7 @@ def generate(
   keys = jax.random.split(jax.random.key(seed), max(1, len(prompts)))
   keys = np.asarray(jax.random.key_data(keys))  # the same in every process
   out = [[] for _ in prompts]
-  hidden = None if label else True  # None: hidden unless on a terminal
-  for some in tqdm.tqdm(batches, label, unit="batch", leave=False, disable=hidden):
+  for some in console.progress(batches, label, len(batches), "batches"):
     tokens, length = padded([prompts[i] for i in some.rows], some.size, some.slots)
     index = np.array((some.rows + some.rows[-1:] * some.size)[: some.size])
     new, count = decode(

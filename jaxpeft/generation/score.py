@@ -8,8 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
+from jaxpeft import console
 from jaxpeft.generation import batch, decode, memory
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import decoder
@@ -54,8 +54,7 @@ def score(
     sharding.cut("batch"),
   )
   out: list[list[float]] = [[] for _ in prompts]
-  hidden = None if label else True  # None: hidden unless on a terminal
-  for some in tqdm.tqdm(batches, label, unit="batch", leave=False, disable=hidden):
+  for some in console.progress(batches, label, len(batches), "batches"):
     tokens, length = decode.padded(
       [prompts[i] for i in some.rows], some.size, some.slots
     )

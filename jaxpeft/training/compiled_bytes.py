@@ -1,7 +1,9 @@
-"""Device memory of a compiled program: the compiler's plan, and the measured peak."""
+"""Memory: what the compiler plans for a program, and what was measured."""
 
 import contextlib
 import ctypes
+import resource
+import sys
 
 
 def planned(compiled) -> int:
@@ -34,3 +36,9 @@ def return_freed():
 def live_peak(device) -> int | None:
   """The most bytes in use so far, or None if the backend does not report them."""
   return (device.memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def process_peak() -> int:
+  """The most bytes of memory that this process had so far."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak

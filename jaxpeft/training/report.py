@@ -24,7 +24,7 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
     f"model {config.model.source}{about}: {human(size.total).strip()} numbers stored\n"
     f"method {methods}: {size.trainable:,} trainable = "
     f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B{chosen}\n"
-    f"step compiled in {compile_s:.1f} s, needs "
+    f"step compiled in {compile_s:.1f} s, memory planned for it "
     f"{human(compiled_bytes.planned(compiled))}B; "
     f"{steps} steps are {steps / epoch_steps:.2f} epochs"
   )
@@ -61,15 +61,35 @@ def result(final: dict) -> str:
     )
   lines.append(
     f"final: step {final['step']}, {final['wall_s']:.0f} s, peak memory "
-    f"{final['peak_memory_bytes'] / 2**20:.0f} MiB ({final['peak_memory_is']})"
+    f"{_memory(final)}"
   )
   return "\n".join(lines)
 
 
+def _memory(final: dict) -> str:
+  """What was planned and what was measured, e.g. "171 MiB planned for a step"."""
+  mib = lambda name: f"{final[name] / 2**20:.0f} MiB"  # noqa: E731
+  if final["peak_memory_is"] == "live":
+    return f"{mib('peak_memory_bytes')} measured on the device"
+  planned = f"{mib('peak_memory_bytes')} planned for a step"
+  if "process_memory_bytes" not in final:  # of an older version
+    return planned
+  return f"{planned}, {mib('process_memory_bytes')} measured for the process"
+
+
 def peak_memory(step_fn, device) -> dict:
-  """Peak memory for metrics.jsonl: measured, or otherwise the compiler's plan."""
+  """Peak memory for metrics.jsonl.
+
+  Returns:
+    peak_memory_bytes: of the device.
+    peak_memory_is: "live" if it was measured, with all that the device held; "planned"
+      if the device measures nothing: what the compiler planned for a step.
+    process_memory_bytes: most that the system had given to this process. On a CPU that
+      is the plan and what the runtime adds: Python, the compiler, the data.
+  """
   live = compiled_bytes.live_peak(device)
   return dict(
     peak_memory_bytes=live or compiled_bytes.planned(step_fn),
-    peak_memory_is="live" if live else "compiled",
+    peak_memory_is="live" if live else "planned",
+    process_memory_bytes=compiled_bytes.process_peak(),
   )
