@@ -5,11 +5,13 @@
 
 The first two cells of a notebook are written by this tool: a link that opens it on
 Colab, and the installation that it needs there. Warnings, paths of this machine and
-times of execution are left out of what is stored.
+times of execution are left out of what is stored. For memory.ipynb, set $JAXPEFT_AOT to
+a directory with the wheels that compile for an H100 (docs/quantization.md).
 """
 
 import argparse
 import copy
+import os
 import pathlib
 import re
 import time
@@ -150,6 +152,9 @@ def main():
   parser.add_argument("names", nargs="*", help="notebooks without .ipynb; default all")
   parser.add_argument("--links", action="store_true", help="write the first cells only")
   args = parser.parse_args()
+  if os.environ.get("JAXPEFT_AOT"):
+    places = [os.environ["JAXPEFT_AOT"], os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
   known = {path.stem: path for path in paths()}
   unknown = set(args.names) - set(known)
   if unknown:
