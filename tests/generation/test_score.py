@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 import jaxpeft
+from jaxpeft import assets
+from jaxpeft.data import encode, tokenizer
 from jaxpeft.data.tokenizer import Tokenizer
 from jaxpeft.errors import InputError
 from jaxpeft.generation import score
@@ -79,6 +82,21 @@ def test_a_conversation_is_asked_through_the_chat_template():
   bare = Tokenizer(**(vars(words) | dict(chat_template=None)))
   with pytest.raises(InputError, match="no chat template"):
     LocalAsk(model.transformer, model.params, bare)([Request(talk)])
+
+
+def test_a_completion_has_the_tokens_that_training_gives_it():
+  toy = tokenizer.load(assets.TINY)
+  letters = {letter: i for i, letter in enumerate("▁a=bc")}
+  core = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+  core.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+  first = Tokenizer(**(vars(toy) | dict(core=core, add_bos=False)))
+  assert first.encode("bc") == [0, 3, 4], "a text of its own starts with a space"
+  assert completion_ids(first, "a=", "bc") == ([0, 1, 2], [3, 4])
+  for words in (first, toy):
+    row = dict(prompt="a=", completion="bc")
+    (example,) = encode.encode([row], words, 9, "completion").examples
+    before, own = completion_ids(words, row["prompt"], row["completion"])
+    assert [*before, *own] == example.tokens[:-1].tolist()  # without the end token
 
 
 def test_what_cannot_be_scored_is_refused():
