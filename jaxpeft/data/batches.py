@@ -6,15 +6,14 @@ to itself, with positions from 0. To resume at a step, no state is needed.
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import grain
 import numpy as np
 
+from jaxpeft.data import order
 from jaxpeft.data.examples import Example, Examples
 from jaxpeft.errors import InputError
 
@@ -185,13 +184,6 @@ class Batches:
   max_tokens: int
   batch_size: int
   seed: int
-  _batches: Any = dataclasses.field(init=False, repr=False, compare=False)
-
-  def __post_init__(self):
-    order = grain.MapDataset.source(self.rows).seed(self.seed).shuffle().repeat()
-    arrays = functools.partial(to_arrays, max_tokens=self.max_tokens)
-    made = order.batch(self.batch_size, batch_fn=cast(Any, arrays))
-    object.__setattr__(self, "_batches", made)
 
   @property
   def epoch_steps(self) -> float:
@@ -204,7 +196,9 @@ class Batches:
     Raises:
       InputError: no token of the batch is supervised.
     """
-    batch = self._batches[step]
+    positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+    numbers = order.rows(positions, len(self.rows), self.seed)
+    batch = to_arrays([self.rows[i] for i in numbers], self.max_tokens)
     if not batch["weights"].any():
       raise InputError(
         f"batch {step} has no supervised token; raise train.batch_size "

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 import jaxpeft
 from jaxpeft import config as configs
 from jaxpeft import run_data
-from jaxpeft.data import batches, encode, examples, sources, store, tokenizer, toy
+from jaxpeft.data import (
+  batches,
+  encode,
+  examples,
+  order,
+  sources,
+  store,
+  tokenizer,
+  toy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,15 @@ def test_counts_are_kept_too(run):
   lines = [run_data.read(run.config, run.base).summary for _ in range(2)]
   assert "cut to max_tokens" in lines[0][0]
   assert lines[0] == lines[1]
+
+
+def test_an_example_that_just_fits_is_not_cut(base):
+  rows = [dict(prompt="a", completion="b" * 9)]
+  (whole,) = encode.encode(rows, base.tokenizer, 99, "completion").examples
+  for room, cut in ((len(whole.tokens), 0), (len(whole.tokens) - 1, 1)):
+    got = encode.encode(rows, base.tokenizer, room, "completion")
+    assert got.truncated == cut
+    assert len(got.examples[0].tokens) == room
 
 
 def other_tokenizer(run):
@@ -167,8 +185,14 @@ def test_large_files_are_checked_only_if_they_were_touched(run, monkeypatch):
   (entry,) = run.entries()
   monkeypatch.setattr(examples, "_CHECKED", 10)
   assert examples.load(entry) is not None
+  time_ = (entry / "tokens").stat().st_mtime_ns
   flip(entry / "tokens")
   assert examples.load(entry) is None
+  os.utime(entry / "tokens", ns=(time_, time_))
+  assert examples.load(entry) is not None
+  os.truncate(entry / "tokens", 100)
+  os.utime(entry / "tokens", ns=(time_, time_))
+  assert examples.load(entry) is None, "its size is always checked"
 
 
 def test_a_failure_leaves_nothing_behind(run, monkeypatch):
@@ -201,12 +225,15 @@ def test_the_entries_used_longest_ago_are_dropped(run, monkeypatch):
     run.read()
     new = run.entries()[-1]
     sizes.append(sum(x.stat().st_size for x in new.iterdir()))
+    os.utime(new / "about.json", (limit, limit))
     os.utime(new, (limit, limit))
-  monkeypatch.setenv("JAXPEFT_DATA_CACHE_GB", str((sizes[1] + sizes[2] + 10) / 1e9))
-  run.config.data.limit = 30
+  run.config.data.limit = 20  # now it is the one that was used last
   assert run.read()[1] == 0
-  assert len(run.entries()) == 2, "the first one is gone"
+  monkeypatch.setenv("JAXPEFT_DATA_CACHE_GB", str((sizes[0] + sizes[2] + 10) / 1e9))
   run.config.data.limit = 40
+  assert run.read()[1] == 0
+  assert len(run.entries()) == 2, "that of 30 is gone"
+  run.config.data.limit = 20
   assert run.read()[1] == 0
   monkeypatch.setenv("JAXPEFT_DATA_CACHE_GB", "0")
   assert run.read()[1] == 0, "what is used stays"
@@ -299,6 +326,37 @@ def test_examples_are_a_sequence():
   assert some.lengths.tolist() == [1, 2, 3]
   with pytest.raises(IndexError):
     some[3]
+
+
+# ---- order -----------------------------------------------------------------------
+
+
+def test_the_order_is_the_one_that_runs_began_with():
+  """Numbers that grain 0.2.18 gave; a run of an older version resumes with them."""
+  want = {
+    (1000, 0): [297, 371, 706, 141, 935],
+    (65_537, 7): [25313, 11155, 36944, 58705, 60160],
+    (300_000, 7): [165351, 259026, 85596, 222163, 224055],
+  }
+  for (count, seed), first in want.items():
+    assert order.rows(np.arange(len(first)), count, seed).tolist() == first
+
+
+@pytest.mark.parametrize("count", [1, 2, 40, 1000, 65_538, 300_000])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_order_is_that_of_grain(count, seed):
+  grain = pytest.importorskip("grain")
+  theirs = grain.MapDataset.source(range(count)).seed(seed).shuffle().repeat()
+  positions = np.random.default_rng(0).integers(0, 3 * count, 8)
+  want = [theirs[i] for i in positions.tolist()]
+  assert order.rows(positions, count, seed).tolist() == want
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 5000, 70_000])
+def test_an_epoch_has_every_row_once(count):
+  for epoch in (0, 5):
+    numbers = order.rows(np.arange(epoch * count, (epoch + 1) * count), count, 3)
+    assert sorted(numbers.tolist()) == list(range(count))
 
 
 # ---- steps and sizes ---------------------------------------------------------------
