@@ -9,6 +9,8 @@ _OPTIONAL = {
   "pyarrow": "[data]: parquet files, data sets of the hub",
   "gguf": "[gguf]: GGUF files, in and out",
   "jax-triton": "[gpu]: kernels for 4-bit weights on NVIDIA GPUs",
+  "wandb": "[wandb]: log.tracker=wandb",
+  "trackio": "[trackio]: log.tracker=trackio",
   "torch": "[dev]: parity tests and peer benchmarks",
   "transformers": "[dev]: parity tests and peer benchmarks",
   "peft": "[dev]: parity tests and peer benchmarks",

@@ -1,5 +1,6 @@
 """Chat: prompts, adapters by name, commands; Ctrl-C ends answers, not the program."""
 
+import argparse
 import builtins
 import dataclasses
 import io
@@ -16,6 +17,7 @@ import jaxpeft
 from jaxpeft import assets, config
 from jaxpeft import model as models
 from jaxpeft.chat import conversation, forms, terminal, voices
+from jaxpeft.commands import chat
 from jaxpeft.data import sources, tokenizer
 from jaxpeft.generation.ask import Conversation as Prompt
 from jaxpeft.generation.ask import prompt_ids
@@ -287,6 +289,46 @@ def test_adapters_of_either_format_and_runs_are_opened(tmp_path, monkeypatch, ba
   found = voices.of_model("embedded", "float32", None, given, Sampling())
   assert found.names == ["run", "peft", "base"]
   assert found.used == "run"
+
+
+def command(*words):
+  """Runs `python -m jaxpeft chat` with these words, in this process."""
+  parser = argparse.ArgumentParser()
+  chat.add(parser)
+  chat.run(parser.parse_args([f"--max_new_tokens={NEW}", *words]))
+
+
+def test_the_command_talks_with_a_model(base, monkeypatch, capsys):
+  monkeypatch.setattr(voices.model, "load", lambda *_, **__: base)
+  typed(monkeypatch, ASK)
+  command("--model=embedded")
+  out, err = capsys.readouterr()
+  assert out == f"{generated(base, [user(ASK)])}\n"
+  assert "prompts: the tokenizer's chat template" in err
+  with pytest.raises(jaxpeft.InputError, match=r"--seed=-1 is not in"):
+    command("--model=embedded", "--seed=-1")
+  with pytest.raises(jaxpeft.InputError, match="max_new_tokens=0 is below 1"):
+    command("--model=embedded", "--max_new_tokens=0")
+
+
+def test_the_command_talks_with_a_run_and_its_base(base, monkeypatch, capsys, tmp_path):
+  folder = tmp_path / "mine"
+  (folder / "adapter").mkdir(parents=True)
+  (folder / "config.json").write_text(json.dumps(config.to_json(config.base())))
+  tuned = base.replace(params=adapted(base, 1))
+  monkeypatch.setattr(voices.experiment, "read_base", lambda _: base)
+  monkeypatch.setattr(voices.experiment, "load_run", lambda *_: tuned)
+  typed(monkeypatch, "12+13?", "/adapter base", "12+13?")
+  command(f"--ckpt={folder}")
+  prompt = ["Question: 12+13?\nAnswer:"]
+  want = [m.generate(prompt, max_new_tokens=NEW)[0] for m in (tuned, base)]
+  out, err = capsys.readouterr()
+  assert out == "".join(f"{text}\n" for text in want)
+  assert "the run was trained on rows with question/answer" in err
+  assert "answers by mine" in err
+  (folder / "adapter").rmdir()
+  with pytest.raises(jaxpeft.InputError, match="its training is not finished"):
+    command(f"--ckpt={folder}")
 
 
 def test_only_the_chat_form_has_a_system_prompt(bare):
