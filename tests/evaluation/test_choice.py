@@ -118,6 +118,8 @@ def test_macro_f1_is_sklearns_with_an_interval_around_it():
     assert f1.macro_f1(counts) == pytest.approx(sklearn_macro_f1(y, z))
     low, high = f1.interval(counts)
     assert low <= f1.macro_f1(counts) <= high
+  # As in scikit-learn, a label that is neither right nor found does not count.
+  assert f1.macro_f1(f1.confusion(["a", "a"], ["a", "a"], ["a", "b"])) == 1
   # The interval's width is that of resampling the problems themselves.
   drawn = []
   for _ in range(500):
