@@ -35,6 +35,7 @@ def load(path: str, changes: list[str]):
   config, rest = command_line(["", f"--config={path}", *changes])[1:]
   if rest[1:]:
     raise InputError(f"only --config.KEY=VALUE may follow, not {rest[1]!r}")
+  assert config is not None  # a path was given
   return config
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxpeft import assets
 from jaxpeft.adapters import select
@@ -243,7 +244,7 @@ def _check(config: ModelConfig, tokens, mask):
     raise InputError(
       f"the mask has the shape {mask.shape}, the tokens have {tokens.shape}"
     )
-  if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+  if isinstance(tokens, Tracer) or not tokens.size:
     return
   least, most = int(tokens.min()), int(tokens.max())
   if least < 0 or most >= config.vocab_size:

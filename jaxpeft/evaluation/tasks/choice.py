@@ -80,9 +80,9 @@ class Choice:
     """The label that a generated text gives, or `NONE`."""
     labels = labels or self.labels
     if rule == "strict":
-      found = exact.answer_of(text, self.pattern)
-      found = None if found is None else self._normal(found)
-      return found if found in labels else NONE
+      given = exact.answer_of(text, self.pattern)
+      label = NONE if given is None else self._normal(given)
+      return label if label in labels else NONE
     text = normalize.normalize(text, normalize.SQUAD)
     places = []
     for label in labels:
