@@ -93,6 +93,7 @@ def test_all_steps_are_squads_and_some_are_the_harness():
     ("animal #### 7", "animal #### 1", dict(extract=r"(\w+) ####"), True, True),
     ("so an\nAnimal ####", "animal #### 1", dict(extract=r"(\w+) ####"), False, True),
     ("animal", "animal #### 1", dict(extract=r"(\w+) ####"), False, False),
+    ("animal #### 7", "animal #### 1", dict(extract=r"(\w+) #### \d"), True, True),
     ("it is 12.", "12", dict(extract=r"\d+"), True, True),  # no group: the whole match
   ],
 )
