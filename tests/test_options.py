@@ -53,7 +53,7 @@ def test_no_memory_is_planned_for_a_batch_that_cannot_be(key, value):
   with pytest.raises(InputError, match=key):
     table.plans(dict(x=config), ["cpu"])
   with pytest.raises(InputError, match=key):
-    search.largest(config, "cpu", 10**9)
+    search.largest(config, "cpu", 10**9, "rows")
 
 
 @pytest.mark.parametrize(

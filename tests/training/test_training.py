@@ -263,6 +263,13 @@ def test_a_run_leaves_what_it_promises(finished):
   for name in ("config.json", "loss.png", "checkpoints", "adapter", "tensorboard"):
     assert (finished / name).exists(), name
   assert (finished / "loss.png").read_bytes()[:4] == b"\x89PNG"
+  text = (finished / "answers.jsonl").read_text()
+  answers = [json.loads(line) for line in text.splitlines()]
+  assert len(answers) == final["problems"]
+  for name, samples in (("adapted", "samples"), ("base", "base_samples")):
+    assert [x[f"{name}_text"] for x in answers[:3]] == final[samples]
+  right = sum(x["adapted_correct"]["strict"] for x in answers)
+  assert right / len(answers) == final["accuracy"]
 
 
 def test_running_a_finished_run_again_changes_nothing(finished):
