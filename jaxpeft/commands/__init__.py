@@ -7,7 +7,7 @@ here only reads flags and prints; what a command does is in the rooms below.
 
 # name -> help; the order is that of a run's life
 COMMANDS = {
-  "doctor": "print backend, devices, versions, and which optional parts are missing",
+  "doctor": "print backend, devices, versions, caches and missing optional parts",
   "list": "list methods, objectives, tasks, configs and model shapes",
   "memory": "compile a run's training step without its weights; print its memory",
   "compare": "train several configs with an equal tuning budget: a table and a plot",

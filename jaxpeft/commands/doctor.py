@@ -1,4 +1,4 @@
-"""Prints backend, devices, versions, and which optional parts are missing."""
+"""Prints backend, devices, versions, caches, and which optional parts are missing."""
 
 import importlib.metadata
 import os
@@ -36,6 +36,8 @@ def run(_):
   """Prints the report."""
   import jax
 
+  from jaxpeft.caches import compiled, disk
+
   print(
     f"python {platform.python_version()} on {platform.platform()}, "
     f"{os.cpu_count()} CPU cores"
@@ -50,6 +52,13 @@ def run(_):
     print(f"  {device.device_kind} ({device}){memory}")
   if jax.default_backend() == "cpu":
     print("  no accelerator: for an NVIDIA GPU, pip install -e '.[gpu]'")
+  print("caches")
+  print("\n".join(disk.summary()))
+  kept = compiled.enable()
+  if kept is None:
+    print("  programs are compiled anew: the cache is off, or not this user's alone")
+  elif kept != disk.folder("compiled"):
+    print(f"  programs are kept by JAX in {kept}")
   print("optional parts")
   for name, use in _OPTIONAL.items():
     try:
