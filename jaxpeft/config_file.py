@@ -182,6 +182,7 @@ def _change(config, changes: list[tuple[str, str]]):
     values(words)
   except Exception as e:  # whatever it raises, the value cannot be used
     raise InputError(f"command line: {_first_line(e)}") from e
+  _compare(values.config, configs.base(), "command line")  # a section may be replaced
   return values.config
 
 

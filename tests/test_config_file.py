@@ -60,3 +60,8 @@ def test_ways_to_write_a_change(words, seed, keep):
 def test_bad_changes(change):
   with pytest.raises(InputError, match=r"iterations|--seed=3"):
     config_file.load(PISSA, [change])
+
+
+def test_a_section_cannot_be_replaced_by_one_with_other_keys():
+  with pytest.raises(InputError, match=r"command line: .*data"):
+    config_file.load(PISSA, ["--config.data={'a': 1}"])

@@ -26,7 +26,6 @@ eval.task= eval.loss_limit=4""".split()
 # What depends on the clock, and on what a process compiled itself or found on disk.
 _OF_A_PROCESS = {"tokens_per_s", "wall_s", "time", "elapsed_s", "process_memory_bytes"}
 _OF_A_PROCESS |= {"peak_memory_bytes", "peak_memory_is"}
-_CLOCK |= {"process_memory_bytes"}
 
 
 def start(config: str, workdir: pathlib.Path) -> subprocess.Popen:
