@@ -96,7 +96,7 @@ def process_flags():
 
 
 def join(parsed, config):
-  """Joins the other processes of this run, if there are any.
+  """Joins the other processes of this run, if there are any; compiles from the cache.
 
   Args:
     parsed: the parsed flags that `process_flags` declares.
@@ -104,7 +104,9 @@ def join(parsed, config):
   Raises:
     InputError: if the flags, or the environment, do not say enough.
   """
+  from jaxpeft.caches import compiled
   from jaxpeft.parallel import distributed  # imports JAX: a typing error need not wait
 
   given = parsed.coordinator, parsed.num_processes, parsed.process_id
   distributed.initialize(*given, **config.processes)
+  compiled.enable()  # before anything is compiled
