@@ -62,8 +62,12 @@ def talk(found, form="chat", system=""):
 
 
 def generated(base, messages, params=None):
+  """The likeliest answer to a conversation."""
+  return likeliest(base, prompt_ids(base.tokenizer, Prompt(messages)), params)
+
+
+def likeliest(base, ids, params=None):
   """The likeliest answer by the definition: each token from the whole text before."""
-  ids = prompt_ids(base.tokenizer, Prompt(messages))
   adapted = base if params is None else base.replace(params=params)
   row, new = np.zeros((1, 160), np.int32), []
   row[0, : len(ids)] = ids
@@ -175,7 +179,8 @@ def test_a_run_is_asked_in_the_form_it_was_trained_on(base, bare, tmp_path):
   c = config.base()
   assert forms.of_run(c, base.tokenizer)[0] == "question/answer"
   this = talk(bare, "question/answer")
-  want = base.generate(["Question: 12+13?\nAnswer:"], max_new_tokens=NEW)[0]
+  ids = base.tokenizer.encode("Question: 12+13?\nAnswer:", bos=True)
+  want = likeliest(base, ids)
   for _ in range(2):  # each line alone
     assert "".join(this.answer("12+13?")) == want
   rows = {
@@ -291,8 +296,9 @@ def test_adapters_of_either_format_and_runs_are_opened(tmp_path, monkeypatch, ba
   assert found.used == "run"
 
 
-def command(*words):
-  """Runs `python -m jaxpeft chat` with these words, in this process."""
+def command(monkeypatch, *words):
+  """Runs `python -m jaxpeft chat` with these words here, on one device."""
+  monkeypatch.setattr(voices.experiment, "enter_mesh", lambda mesh: None)
   parser = argparse.ArgumentParser()
   chat.add(parser)
   chat.run(parser.parse_args([f"--max_new_tokens={NEW}", *words]))
@@ -301,14 +307,14 @@ def command(*words):
 def test_the_command_talks_with_a_model(base, monkeypatch, capsys):
   monkeypatch.setattr(voices.model, "load", lambda *_, **__: base)
   typed(monkeypatch, ASK)
-  command("--model=embedded")
+  command(monkeypatch, "--model=embedded")
   out, err = capsys.readouterr()
   assert out == f"{generated(base, [user(ASK)])}\n"
   assert "prompts: the tokenizer's chat template" in err
   with pytest.raises(jaxpeft.InputError, match=r"--seed=-1 is not in"):
-    command("--model=embedded", "--seed=-1")
+    command(monkeypatch, "--model=embedded", "--seed=-1")
   with pytest.raises(jaxpeft.InputError, match="max_new_tokens=0 is below 1"):
-    command("--model=embedded", "--max_new_tokens=0")
+    command(monkeypatch, "--model=embedded", "--max_new_tokens=0")
 
 
 def test_the_command_talks_with_a_run_and_its_base(base, monkeypatch, capsys, tmp_path):
@@ -319,16 +325,16 @@ def test_the_command_talks_with_a_run_and_its_base(base, monkeypatch, capsys, tm
   monkeypatch.setattr(voices.experiment, "read_base", lambda _: base)
   monkeypatch.setattr(voices.experiment, "load_run", lambda *_: tuned)
   typed(monkeypatch, "12+13?", "/adapter base", "12+13?")
-  command(f"--ckpt={folder}")
-  prompt = ["Question: 12+13?\nAnswer:"]
-  want = [m.generate(prompt, max_new_tokens=NEW)[0] for m in (tuned, base)]
+  command(monkeypatch, f"--ckpt={folder}")
+  ids = base.tokenizer.encode("Question: 12+13?\nAnswer:", bos=True)
+  want = [likeliest(base, ids, m.params) for m in (tuned, base)]
   out, err = capsys.readouterr()
   assert out == "".join(f"{text}\n" for text in want)
   assert "the run was trained on rows with question/answer" in err
   assert "answers by mine" in err
   (folder / "adapter").rmdir()
   with pytest.raises(jaxpeft.InputError, match="its training is not finished"):
-    command(f"--ckpt={folder}")
+    command(monkeypatch, f"--ckpt={folder}")
 
 
 def test_only_the_chat_form_has_a_system_prompt(bare):

@@ -16,6 +16,8 @@ from jaxpeft.hub import card, client, facts, pull, push
 from tests.support import hub as hubs
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub.constants")
+pytest.importorskip("huggingface_hub.utils._http")
 TOKEN = "hf_thisisnotarealtoken"
 FINAL = dict(
   step=200, final=True, adapter_step=150, eval_loss=0.51239, first_eval_loss=1.9731,
@@ -63,15 +65,6 @@ def run(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module")
-def written(run, tmp_path_factory):
-  """What `push` would upload."""
-  out = tmp_path_factory.mktemp("out") / "files"
-  options = push.Options(base="org/base", license="apache-2.0")
-  push.write(run, "me/mine", out, options)
-  return out
-
-
 @pytest.fixture
 def quick(monkeypatch):
   """No export, whose tests are elsewhere: a file in its place."""
@@ -85,7 +78,20 @@ def quick(monkeypatch):
   monkeypatch.setattr(verify, "export_run", export)
 
 
-def test_pushed_pulled_and_opened_by_peft(hub, run, written, tmp_path):
+OPTIONS = push.Options(base="org/base", license="apache-2.0")
+
+
+@pytest.fixture
+def written(run, quick, tmp_path):
+  """What `push` would upload, but for the weights."""
+  push.write(run, "me/mine", tmp_path / "files", OPTIONS)
+  return tmp_path / "files"
+
+
+@pytest.mark.slow
+def test_pushed_pulled_and_opened_by_peft(hub, run, tmp_path):
+  written = tmp_path / "files"
+  assert "logits differ by at most" in push.write(run, "me/mine", written, OPTIONS)
   url = push.upload(written, "me/mine", private=True, revision="v1")
   assert url == f"{hub.url}/me/mine/commit/{hubs.SHA}"
   assert hub.private == {"me/mine"}
