@@ -82,7 +82,7 @@ class CommandLine(typing.NamedTuple):
   """A command line whose words about the config are taken out."""
 
   path: str | None  # FILE or FILE:ARGUMENT
-  config: config_dict.ConfigDict | None  # unlocked keys as in `configs.base`
+  config: typing.Any  # a ConfigDict, locked as that of `configs.base`; or None
   rest: list[str]  # the other words, the program's name first
 
 

@@ -39,10 +39,11 @@ class DoRA(LoRA):
   def apply(self, x, frozen, theta):
     """(x W + c (x A) B) m / ||W + c A B||."""
     y, h = linear(x, frozen["w"]), dropped(x, frozen, self.dropout)
-    factor = (theta["m"] / self._norm(frozen, theta, x.dtype)).astype(x.dtype)
     update = low_rank(h, theta["a"], self.scale * theta["b"])
+    whole = y + update
+    factor = (theta["m"] / self._norm(frozen, theta, x.dtype)).astype(x.dtype)
     if h is x:
-      return (y + update) * factor
+      return whole * factor
     # As in PEFT: what DoRA changes of x W is dropped, too, but x W itself is not.
     return y + (factor - 1) * linear(h, frozen["w"]) + factor * update
 

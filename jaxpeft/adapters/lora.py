@@ -61,8 +61,8 @@ class LoRA(Adapter):
   def apply(self, x, frozen, theta):
     """x W + c (x A) B."""
     # Scaling B [r, out] is cheaper than scaling the result [..., out].
-    a, b = theta["a"], self.scale * theta["b"]
-    return linear(x, frozen["w"]) + low_rank(dropped(x, frozen, self.dropout), a, b)
+    h = dropped(x, frozen, self.dropout)
+    return linear(x, frozen["w"]) + low_rank(h, theta["a"], self.scale * theta["b"])
 
   def merge(self, frozen, theta):
     """W + c A B."""

@@ -66,8 +66,8 @@ class LoRAGA(LoRA):
 
   def apply(self, x, frozen, theta):
     """x W + c (x [A, A0]) [B; -B0], where the brackets concatenate along r."""
-    update = low_rank(dropped(x, frozen, self.dropout), *self.lora(frozen, theta))
-    return linear(x, frozen["w"]) + update
+    h = dropped(x, frozen, self.dropout)
+    return linear(x, frozen["w"]) + low_rank(h, *self.lora(frozen, theta))
 
   def merge(self, frozen, theta):
     """W + c (A B - A0 B0)."""

@@ -116,7 +116,7 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   index = directory / "model.safetensors.index.json"
   if index.exists():
     found = json_file.read(index, f"the model in {directory}").get("weight_map")
-    names = set(found.values()) if _is_map_of_names(found) else set()
+    names = set(_names(found).values())
     if not names:
       raise InputError(f"{index} is no index of shards: it maps no tensors to files")
     return [directory / name for name in sorted(names)]
@@ -127,9 +127,12 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
-def _is_map_of_names(value) -> bool:
-  """Whether this is {tensor: name of a file in the same directory}."""
-  return isinstance(value, dict) and all(
+def _names(value) -> dict[str, str]:
+  """`value` if it is {tensor: name of a file in the same directory}, otherwise {}."""
+  if not isinstance(value, dict):
+    return {}
+  good = (
     isinstance(x, str) and x and x.isprintable() and pathlib.PurePath(x).name == x
     for x in value.values()
   )
+  return value if all(good) else {}
