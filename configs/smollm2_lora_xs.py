@@ -9,14 +9,14 @@ Model: SmolLM2-135M-Instruct [Ben Allal et al. 2025, arXiv:2502.02737], Apache-2
 Data: GSM8K, or with ":topics" the classes of dictionary definitions.
 Hardware: two CPU cores and 2 GB.
 Expected: topics held-out loss 7.79 -> 0.22 after 24 steps (one seed, validation rows).
-The rate is the lowest of three tried there; GSM8K was not run.
+The rates are the lowest of three tried on both; GSM8K was not run to the end.
 """
 
 import pathlib
 import runpy
 
 LORA = runpy.run_path(str(pathlib.Path(__file__).with_name("smollm2_lora.py")))
-RATES = dict(gsm8k=3e-3, topics=3e-3)  # learning rates
+RATES = dict(gsm8k=1e-3, topics=3e-3)  # learning rates
 
 
 def get_config(data="gsm8k"):
