@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 
 from absl import app, flags
 
@@ -37,6 +38,8 @@ def one_clear_line():
     line = None if isinstance(e, InputError | SystemExit) else shortage(e)
     if known or line:
       print(f"error: {line or e}", file=sys.stderr)
+      if line:  # threads and exit handlers would report the same again
+        sys.unraisablehook = threading.excepthook = lambda _: None
       sys.exit(2)
     if isinstance(e, KeyboardInterrupt):
       print("interrupted; run the same command to go on", file=sys.stderr)

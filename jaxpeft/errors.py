@@ -7,6 +7,10 @@ import re
 class InputError(ValueError):
   """Bad input. The message names the value, the limit, the place, and the fix."""
 
+  def __str__(self) -> str:
+    """The message as one line, also if a value in it has several."""
+    return " ".join(super().__str__().splitlines())
+
 
 def unknown(what: str, name, known) -> InputError:
   """An InputError for a `name` that is not in `known`, with the closest known name.

@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,19 @@ from jaxpeft.parallel import distributed
 
 # Orbax logs every save, and the traceback of every error that it raises later.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _report(kind, error, trace, report=sys.excepthook):
+  """Reports an error, but not that of a write which came too late for a failed save.
+
+  TensorStore's threads print one for every array of a save that failed, e.g. because
+  the disk is full. The save's own error is raised by the next call.
+  """
+  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    report(kind, error, trace)
+
+
+sys.excepthook = _report
 
 
 class Checkpoints:
