@@ -50,6 +50,8 @@ def main(argv):
   own, old = config_file.folder(name), pathlib.Path(path.partition(":")[0]).stem
   place = parsed.workdir or workdir.default(f"runs/{own}", f"runs/{old}", config)
   folder = workdir.prepare(place, config, hashes)
+  config = workdir.begun(folder, config)
+  prepared = prepared._replace(config=config)
   finished = [line for line in log.read(folder / "metrics.jsonl") if "final" in line]
   if finished:
     console.note(f"{folder} is finished; next: python eval.py --ckpt={folder}")

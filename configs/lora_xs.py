@@ -11,6 +11,6 @@ LINEARS = "layers_.*/(attn|mlp)/.*"
 def get_config():
   """The config of this run."""
   c = config.base()
-  c.adapt.main = dict(name="LoRAXS", match=LINEARS, rank=16, alpha=16.0)
+  c.adapt.main = dict(name="LoRAXS", match=LINEARS, rank=16, alpha=16.0, iterations=0)
   c.optim.lr = 1e-2
   return c

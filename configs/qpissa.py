@@ -16,6 +16,7 @@ def get_config():
     alpha=8.0,
     quantize="nf4",
     rounds=5,
+    iterations=0,
   )
   c.optim.lr = 5e-3
   return c

@@ -7,6 +7,7 @@ nothing about models or runs. To add a method, write a file that follows the con
 
 import dataclasses
 import re
+import typing
 from collections.abc import Mapping
 
 from jaxpeft.adapters.attach import attach, detach, is_attached, select
@@ -93,11 +94,14 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
     if not isinstance(name, str) or name not in METHODS:
       raise unknown(f"method in {where}.name", name, METHODS)
     known = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
+    hints = typing.get_type_hints(METHODS[name])
     for field, value in fields.items():
       if field not in known:
         raise unknown(f"option of {name} in {where}", field, known)
       default = known[field]
       number = isinstance(default, float) and type(value) is int
+      if value is None and type(None) in typing.get_args(hints[field]):
+        continue
       if default is not None and type(value) is not type(default) and not number:
         kind = type(default).__name__
         raise InputError(f"{where}.{field} must be of type {kind}, not {value!r}")
@@ -105,6 +109,32 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
       raise InputError(f"two entries of config.adapt match {pattern!r}; keep one")
     rules[pattern] = METHODS[name](**fields)
   return rules
+
+
+def named(options: Mapping, begun: Mapping | None = None) -> dict:
+  """`config.adapt` that also names the options whose default has changed.
+
+  Args:
+    options: as in `from_config`.
+    begun: the same section of the run that goes on, already with these names: they keep
+      their values. {} stands for a run that was saved without them; None for a new one.
+  """
+  out = {}
+  for entry, fields in options.items():
+    fields = dict(fields) if hasattr(fields, "keys") else fields
+    name = fields.get("name") if isinstance(fields, dict) else None
+    if not isinstance(name, str) or name not in METHODS:
+      out[entry] = fields  # `from_config` says what is wrong
+      continue
+    defaults = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
+    values = {option: defaults[option] for option in METHODS[name].was}
+    if begun is not None:
+      there = begun.get(entry)
+      if not isinstance(there, dict) or there.get("name") != name:
+        there = {}
+      values = {o: there.get(o, before) for o, before in METHODS[name].was.items()}
+    out[entry] = values | fields
+  return out
 
 
 def describe(params) -> dict[str, dict]:

@@ -46,6 +46,9 @@ not hold for the method:
                                     recomputed from w and key. A saved adapter contains
                                     these leaves as well as theta; all other frozen
                                     leaves are recomputed when it is loaded.
+  was                               {}. {option: an earlier default}, for options whose
+                                    default has changed. Runs that were saved without
+                                    them keep it.
 
 Leaves of theta must have strong types: write `jnp.zeros(n)` or `jnp.full((), 1.0,
 jnp.float32)`, not `jnp.full((), 1.0)`. Otherwise the second training step is compiled
@@ -73,6 +76,7 @@ class Adapter:
   needs_gradient: ClassVar[bool] = False
   decomposes: ClassVar[bool] = False
   keeps: ClassVar[tuple[str, ...]] = ()
+  was: ClassVar[Mapping[str, Any]] = {}
 
   def check(self, path: str, shape: tuple[int, ...]) -> None:
     """Checks that the method can adapt a weight; by default it can.

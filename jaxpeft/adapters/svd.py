@@ -44,19 +44,19 @@ def exact(w):
   return canonical_signs(u, s, vt)
 
 
-def leading(key, w, rank: int, iterations: int | None = None):
+def leading(key, w, rank: int, iterations: int | None):
   """The `rank` leading singular triplets of w.
 
   Args:
     key: PRNG key for the randomized SVD.
     w: float[in, out].
     rank: the number of triplets.
-    iterations: the number of iterations of the randomized SVD; None computes the exact
-      SVD.
+    iterations: the number of iterations of the randomized SVD; 0 or None computes the
+      exact SVD.
   Returns:
     u float32[in, rank], s float32[rank] descending, vt float32[rank, out].
   """
-  if iterations is None:
+  if not iterations:
     u, s, vt = svd(w)
     return u[:, :rank], s[:rank], vt[:rank]
   return randomized(key, w, rank, iterations)

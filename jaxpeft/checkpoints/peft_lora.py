@@ -95,7 +95,7 @@ def read(config: dict, tensors: Tensors, path: str, part: Part):
   small = max(rank for rank, _ in shapes) <= min(part.leaf.shape[-2:])
   if len(shapes) > 1 or None in found or not small:
     return _pad(method, path, part, found)
-  adapter = method(layers[0].rank, layers[0].alpha, layers[0].rslora)
+  adapter = _like(method, layers[0])
   return adapter, _leaves(layers)
 
 
@@ -142,12 +142,18 @@ def _pad(method, path: str, part: Part, found: list):
   return adapter, _leaves([x and _widen(x, largest, adapter.scale) for x in found])
 
 
+def _like(method, layer: _Layer):
+  """The adapter of a layer; PEFT's start "pissa" is the exact decomposition."""
+  exact = dict(iterations=0) if method is adapters.PiSSA else {}
+  return method(layer.rank, layer.alpha, layer.rslora, **exact)
+
+
 def _as_difference(method, path, part, layer: _Layer, i: int) -> _Layer:
   """PiSSA or OLoRA, c (a b - a0 b0), as one LoRA of rank 2 r with scale 1."""
   w = (
     jax.tree.map(lambda x: x[i], part.leaf) if adapters.is_stacked(path) else part.leaf
   )
-  adapter = method(layer.rank, layer.alpha, layer.rslora)
+  adapter = _like(method, layer)
   adapter.check_base(w)
   # The factors are rounded to the weight's dtype, as in `Residual.init`.
   a0, b0 = (

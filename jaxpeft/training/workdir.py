@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from jaxpeft import adapters, temporary
 from jaxpeft import config as configs
-from jaxpeft import temporary
 from jaxpeft.errors import InputError
 from jaxpeft.parallel import distributed
 
@@ -49,6 +49,17 @@ def prepare(path: str, config, hashes: dict | None = None) -> pathlib.Path:
     if errors:
       raise InputError(errors[0])
   return workdir
+
+
+def begun(workdir, config):
+  """The config with the adapters' options that the run in `workdir` began with.
+
+  They are those of the config, and for options that it does not name the defaults of
+  the version of jaxpeft that began the run.
+  """
+  config = config.copy_and_resolve_references().unlock()
+  config.adapt = read_config(workdir).adapt
+  return config.lock()
 
 
 def default(new: str, old: str, config) -> str:
@@ -97,6 +108,9 @@ def _write_or_check(workdir, text, write):
     temporary.tidy(workdir)
   if file.exists():
     there, now = _read_object(file), json.loads(text)
+    if isinstance(there.get("adapt"), dict):
+      there["adapt"] = adapters.named(there["adapt"], {})
+      now["adapt"] = adapters.named(now["adapt"], there["adapt"])
     known = {
       key: x for key, x in configs.filled(there).items() if key in there or key in now
     }
@@ -113,7 +127,9 @@ def _write_or_check(workdir, text, write):
         f"{workdir} has {' and '.join(left)} of a run, but its config.json is gone; "
         "put it back, or use another --workdir"
       )
-    _write(file, text)
+    now = json.loads(text)
+    now["adapt"] = adapters.named(now["adapt"])
+    _write(file, json.dumps(now, indent=2) + "\n")
   else:
     raise InputError(
       f"process 0 wrote {file}, but another process does not find it: --workdir must "
@@ -154,6 +170,7 @@ def read_config(workdir) -> Any:
   path = pathlib.Path(workdir) / "config.json"
   try:
     values = configs.filled(_read_object(path))
+    values["adapt"] = adapters.named(values["adapt"], {})
   except (
     OSError,
     ValueError,
