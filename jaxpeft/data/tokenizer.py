@@ -209,7 +209,7 @@ def _eos_ids(generation: dict, place: str) -> list[int]:
   ids = value if isinstance(value, list) else [] if value is None else [value]
   if not all(type(i) is int and i >= 0 for i in ids):
     raise InputError(
-      f"{place}/generation_config.json: eos_token_id is {str(value)[:100]!r}; it must be "
+      f"{place}/generation_config.json: eos_token_id is {str(value)[:100]}; it must be "
       "an id or a list of ids"
     )
   return ids
