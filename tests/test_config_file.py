@@ -5,7 +5,8 @@ import pytest
 from jaxpeft import adapters, config_file
 from jaxpeft.errors import InputError
 
-PISSA = "configs/pissa.py"
+SVFT = "configs/svft_banded.py"
+MILORA = "configs/milora.py"
 
 
 @pytest.fixture(autouse=True)
@@ -15,15 +16,15 @@ def _root(monkeypatch, request):
 
 def test_options_that_the_file_leaves_out():
   c = config_file.load(
-    PISSA, ["--config.adapt.main.iterations=4", "--config.optim.options.b1=0.5"]
+    SVFT, ["--config.adapt.main.rank=4", "--config.optim.options.b1=0.5"]
   )
-  assert adapters.from_config(c.adapt)[c.adapt.main.match].iterations == 4
+  assert adapters.from_config(c.adapt)[c.adapt.main.match].rank == 4
   assert c.optim.options.to_dict() == {"b1": 0.5}
 
 
 def test_a_method_given_with_its_options_and_a_second_adapter():
   c = config_file.load(
-    PISSA,
+    MILORA,
     ["--config.adapt.main.name=LoRA", "--config.adapt.main.rslora=true",
      "--config.adapt.head.match=lm_head", "--config.adapt.head.rank=2",
      "--config.adapt.head.name=LoRA"],
@@ -35,8 +36,8 @@ def test_a_method_given_with_its_options_and_a_second_adapter():
 
 def test_only_what_is_named_is_added():
   assert (
-    config_file.load(PISSA, []).adapt
-    == config_file.load(PISSA, ["--config.seed=1"]).adapt
+    config_file.load(SVFT, []).adapt
+    == config_file.load(SVFT, ["--config.seed=1"]).adapt
   )
 
 
@@ -50,18 +51,18 @@ def test_only_what_is_named_is_added():
 )
 def test_ways_to_write_a_change(words, seed, keep):
   path, c, rest = config_file.command_line(
-    ["train.py", "--workdir=a", "--config", PISSA, *words, "--tensor=2"]
+    ["train.py", "--workdir=a", "--config", SVFT, *words, "--tensor=2"]
   )
-  assert (path, rest) == (PISSA, ["train.py", "--workdir=a", "--tensor=2"])
+  assert (path, rest) == (SVFT, ["train.py", "--workdir=a", "--tensor=2"])
   assert (c.seed, c.train.keep_best) == (seed, keep)
 
 
-@pytest.mark.parametrize("change", ["--config.adapt.main.iterations=few", "--seed=3"])
+@pytest.mark.parametrize("change", ["--config.adapt.main.rank=few", "--seed=3"])
 def test_bad_changes(change):
-  with pytest.raises(InputError, match=r"iterations|--seed=3"):
-    config_file.load(PISSA, [change])
+  with pytest.raises(InputError, match=r"rank|--seed=3"):
+    config_file.load(SVFT, [change])
 
 
 def test_a_section_cannot_be_replaced_by_one_with_other_keys():
   with pytest.raises(InputError, match=r"command line: .*data"):
-    config_file.load(PISSA, ["--config.data={'a': 1}"])
+    config_file.load(SVFT, ["--config.data={'a': 1}"])
