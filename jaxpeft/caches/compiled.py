@@ -73,7 +73,7 @@ class _Files:
     self._bytes = disk.drop(place, most)
 
   def get(self, key: str) -> bytes | None:
-    """The value of a key; None if there is none, or after removing a damaged one."""
+    """The value of a key; None if there is none, or a damaged one."""
     path = self._file(key)
     try:
       found = path.read_bytes()
@@ -81,8 +81,7 @@ class _Files:
       return None
     digest, value = found[:_DIGEST], found[_DIGEST:]
     if hashlib.sha256(value).digest() != digest:
-      path.unlink(missing_ok=True)
-      return None
+      return None  # damaged; `put` replaces it
     disk.used(path)
     return value
 

@@ -602,12 +602,15 @@ def test_the_svd_cache_is_bounded_and_can_be_turned_off(tmp_path, monkeypatch):
   for i in range(3):  # of earlier runs
     (tmp_path / "svd" / str(i)).write_bytes(bytes(4000))
     os.utime(tmp_path / "svd" / str(i), (i, i))
+  found = []
   for i in range(6):
     svd.svd(weight((24, 20), i))
     names = {path.name for path in (tmp_path / "svd").iterdir()}
     assert sum(path.stat().st_size for path in (tmp_path / "svd").iterdir()) <= 12_000
+    found.append(names)
   assert not names & {"0", "1", "2"}
-  assert len(names) == 2  # this run's own entries are not dropped for others of its own
+  assert len(names) == 2
+  assert found[2] == names  # a run's own entries are not dropped for others of its own
   chex.assert_trees_all_equal(first, svd.svd(weight((24, 20))))
 
 
