@@ -12,6 +12,7 @@ Axes: r rank, R largest rank of a stack.
 """
 
 import collections
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -144,8 +145,10 @@ def _pad(method, path: str, part: Part, found: list):
 
 def _like(method, layer: _Layer):
   """The adapter of a layer; PEFT's start "pissa" is the exact decomposition."""
-  exact = dict(iterations=0) if method is adapters.PiSSA else {}
-  return method(layer.rank, layer.alpha, layer.rslora, **exact)
+  made = method(layer.rank, layer.alpha, layer.rslora)
+  if isinstance(made, adapters.PiSSA):
+    return dataclasses.replace(made, iterations=0)
+  return made
 
 
 def _as_difference(method, path, part, layer: _Layer, i: int) -> _Layer:
