@@ -13,6 +13,8 @@ import jax
 from jaxpeft.adapters import cores
 from jaxpeft.training import compiled_bytes
 
+_busy = set()
+
 
 class Ahead:
   """A jitted function that is being compiled for arguments of known shapes."""
@@ -26,6 +28,7 @@ class Ahead:
     """
     self._function, self._shapes = function, [shapes]
     self._context = cores.context()
+    _busy.add(self)
     pool = ThreadPoolExecutor(1)
     self._future = pool.submit(self._compile)
     pool.shutdown(wait=False)
@@ -43,10 +46,18 @@ class Ahead:
     return found[1:] if found and found[0] == _described(arguments) else None
 
   def _compile(self):
-    if cores.context() != self._context:  # the program might be another one here
-      return None
-    shapes = self._shapes.pop()()  # and forget the function: it may hold weights
-    return _described(shapes), *now(self._function, *shapes)
+    try:
+      if cores.context() != self._context:  # the program might be another one here
+        return None
+      shapes = self._shapes.pop()()  # and forget the function: it may hold weights
+      return _described(shapes), *now(self._function, *shapes)
+    finally:
+      _busy.discard(self)
+
+
+def busy() -> bool:
+  """Whether something is being compiled, for which Python's exit would wait."""
+  return bool(_busy)
 
 
 def now(function, *arguments):
