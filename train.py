@@ -44,7 +44,7 @@ def main(argv):
   t, e = config.train, config.eval
   trackers.check(config.log.tracker)
   experiment.enter_mesh(sharding.mesh(**config.mesh))
-  prepared = experiment.prepare(config, early=True)
+  prepared = experiment.prepare(config)
   config, base, problems = prepared.config, prepared.base, prepared.data.problems
   t, hashes = config.train, prepared.data.hashes  # train.epochs has become steps
   own, old = config_file.folder(name), pathlib.Path(path.partition(":")[0]).stem
@@ -74,7 +74,7 @@ def main(argv):
     answers_file.write(folder, before, None)
   console.note("adapting ...")
   start = folder / "start"  # frozen leaves that cannot be made again from the base
-  exp = experiment.make(config, prepared, None if new else start)
+  exp = experiment.make(config, prepared, None if new else start, early=True)
   del prepared, base  # the weights as they were loaded need not stay in memory
   if new and adapters.kept(exp.frozen):
     exp.save_adapter(start, exp.state.trainable)

@@ -56,7 +56,7 @@ def ready(shape, adapter, rows, length, remat="products", fraction=1.0) -> Ready
   objective = objectives.from_config(c)
   tx, rate = optimizer.make(c.train.steps, **c.optim)
   rows_ = Data([{name: x[0] for name, x in batch.items()}], [], [], [])
-  prepared = experiment.Prepared(c, objective, tx, rate, base, rows_)
+  prepared = experiment.Prepared(objective, tx, rate, base, rows_)
   exp = experiment.make(c, prepared)
   state, batch = exp.state, exp.batch(0)
   traced = exp.make_step().trace(state, exp.frozen, batch)

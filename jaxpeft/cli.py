@@ -1,7 +1,6 @@
 """What the commands share: flags, help, one clear line for bad input, exit status 2."""
 
 import contextlib
-import os
 import sys
 import threading
 
@@ -31,7 +30,6 @@ def one_clear_line():
   """
   try:
     yield
-    _leave_now(0)
   except BaseException as e:
     distributed = sys.modules.get("jaxpeft.parallel.distributed")
     if distributed:  # otherwise this process has joined no others
@@ -42,22 +40,11 @@ def one_clear_line():
       print(f"error: {line or e}", file=sys.stderr)
       if line:  # threads and exit handlers would report the same again
         sys.unraisablehook = threading.excepthook = lambda _: None
-      _leave_now(2)
       sys.exit(2)
     if isinstance(e, KeyboardInterrupt):
       print("interrupted; run the same command to go on", file=sys.stderr)
-      _leave_now(130)
       sys.exit(130)
     raise
-
-
-def _leave_now(status: int):
-  """Ends the process if a step is still being compiled, which nobody waits for."""
-  ahead = sys.modules.get("jaxpeft.training.ahead")
-  if ahead and ahead.busy():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def parse(argv: list[str]):

@@ -5,6 +5,7 @@ builds the optimizer's state; `abstract` is the same assembly on shapes, for pla
 train.py, eval.py, exports, notebooks and benchmarks all start here.
 """
 
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxpeft import adapters, console, objectives, options, run_data, tree
 from jaxpeft import model as models
 from jaxpeft.checkpoints import adapter as adapter_files
+from jaxpeft.errors import InputError
 from jaxpeft.evaluation.kept import KeptAsk
 from jaxpeft.generation.ask import Ask, LocalAsk
 from jaxpeft.parallel import distributed, sharding
@@ -30,7 +32,6 @@ class Prepared(NamedTuple):
   rate: Any  # step -> learning rate
   base: models.Model
   data: Data
-  early: Any = None  # an `Ahead` of the step, if it is being compiled
 
 
 class Experiment(NamedTuple):
@@ -45,7 +46,7 @@ class Experiment(NamedTuple):
   frozen: Any  # the frozen partition
   meta: dict  # of the adapter's file, with the frozen partition's fingerprint
   data: Data
-  early: Any = None  # an `Ahead` of the step, if `prepare` began to compile it
+  early: Any = None  # an `Ahead` of the step, where `make` began to compile it
 
   def batch(self, number: int) -> dict:
     """The microbatches [accumulate, B / accumulate, ...] of a step."""
@@ -93,15 +94,14 @@ def ask(config, tuned: models.Model, label: str = "answers", kept: bool = False)
   return KeptAsk(local) if kept else local
 
 
-def prepare(config, base=None, early: bool = False) -> Prepared:
+def prepare(config, base: models.Model | None = None) -> Prepared:
   """Everything of a run that can fail on its options, its model or its data.
 
   Options come first, then data, then the model, which may take minutes to read.
 
   Args:
     config: of the run.
-    base: its base `Model`, if at hand; None reads it.
-    early: whether to compile the step meanwhile, in another thread.
+    base: its base model, if at hand; None reads it.
   Raises:
     InputError: options that are wrong or do not fit the model; data or a model that
       cannot be used.
@@ -109,16 +109,14 @@ def prepare(config, base=None, early: bool = False) -> Prepared:
   tx, rate = optimizer.make(config.train.steps, **config.optim)
   options.check(config)
   objective = objectives.from_config(config)
-  rows, begun = run_data.rows(config), None
+  rows = run_data.rows(config)
   if base is None:
     console.note(f"reading {config.model.source} ...")
-    known = _architecture(config)
-    begun = _begin_step(config, objective, tx, known[0]) if early else None
-    base = read_base(config, known)
+    base = read_base(config)
   check(config, base, tx)
   found = run_data.read(config, base, rows)
   if config.train.epochs is not None:
-    config = run_data.with_steps(config, found.batches)
+    config = _with_steps(config, run_data.steps(config, found.batches))
     tx, rate = optimizer.make(config.train.steps, **config.optim)
   own = not str(config.data.train).startswith("embedded:")
   if own and str(config.data.eval).startswith("embedded:"):
@@ -127,10 +125,12 @@ def prepare(config, base=None, early: bool = False) -> Prepared:
       "own file, and eval.task='' for the loss only"
     )
   step.split(found.batches[0], config.train.accumulate)
-  return Prepared(config, objective, tx, rate, base, found, begun)
+  return Prepared(config, objective, tx, rate, base, found)
 
 
-def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
+def make(
+  config, prepared: Prepared | None = None, start=None, early: bool = False
+) -> Experiment:
   """The run, ready for its first step.
 
   Args:
@@ -139,14 +139,16 @@ def make(config, prepared: Prepared | None = None, start=None) -> Experiment:
       weights, some of which the adapted model may not need.
     start: directory of an adapter of this run, for the frozen leaves that cannot be
       made again from the base; its theta is left to the caller. None starts anew.
+    early: whether to compile the step meanwhile, in another thread.
   """
-  config, objective, tx, rate, base, found, early = prepared or prepare(config)
+  config, objective, tx, rate, base, found = prepared or prepare(config)
+  step_ = _begin_step(config, objective, tx, base, found) if early else None
   given = found.batches if start is None else None
   trainable, frozen, meta = _adapt(config, base, given, start)
   state = step.init_state(trainable, tx)
   bare = base.replace(params=None)
   return Experiment(
-    config, bare, objective, tx, rate, state, frozen, meta, found, early
+    config, bare, objective, tx, rate, state, frozen, meta, found, step_
   )
 
 
@@ -160,10 +162,17 @@ def abstract(config, devices) -> Experiment:
     InputError: options that no run could have.
   """
   options.check(config)
-  net, _ = _architecture(config)
+  m, t = config.model, config.train
+  net, _ = models.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
   objective = objectives.from_config(config)
-  tx, rate = optimizer.make(config.train.steps, **config.optim)
-  state, frozen, empty = _shapes(config, objective, tx, net)
+  tx, rate = optimizer.make(t.steps, **config.optim)
+
+  def start():
+    params = models.init(net, 0)
+    return _assemble(config, nf4.quantize_tree(params) if m.quantize else params, tx)
+
+  state, frozen = jax.eval_shape(start)
+  empty = objective.batch([[]] * t.batch_size, config.data.max_tokens)
   sizes = {name: config.mesh[name] for name in ("data", "fsdp", "tensor")}
   sizes = sharding.fill(sizes, len(devices))
   mesh = sharding.named(sizes, config.mesh.sequence, devices)
@@ -175,20 +184,14 @@ def abstract(config, devices) -> Experiment:
   state, frozen = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trees, places
   )
-  bare = models.Model(net, None, None, config.model.source)
+  bare = models.Model(net, None, None, m.source)
   found = Data([empty], [], [], [])
   return Experiment(config, bare, objective, tx, rate, state, frozen, {}, found)
 
 
-def read_base(config, known=None) -> models.Model:
-  """The model of `config.model`, not adapted, on the mesh in force.
-
-  Args:
-    config: of the run.
-    known: what `models.architecture` gave for it, if at hand.
-  """
-  m, (net, stored) = config.model, known or _architecture(config)
-  return models.read(net, stored, m.source, config.seed, m.quantize)
+def read_base(config) -> models.Model:
+  """The model of `config.model`, not adapted, on the mesh in force."""
+  return models.load(**config.model, seed=config.seed)
 
 
 def check(config, base: models.Model, tx=None):
@@ -214,6 +217,21 @@ def check(config, base: models.Model, tx=None):
     jax.eval_shape(lambda params: _assemble(config, params, tx), base.params)
 
 
+def adapter_folder(workdir_) -> pathlib.Path:
+  """Where a finished run has its adapter.
+
+  Raises:
+    InputError: the run is not finished.
+  """
+  folder = pathlib.Path(workdir_) / "adapter"
+  if not folder.exists():
+    raise InputError(
+      f"{workdir_} has no adapter/: its training is not finished; "
+      "run the same train.py command to go on"
+    )
+  return folder
+
+
 def load_run(workdir_, config=None, base_model=None) -> models.Model:
   """The adapted model that a finished run left: its adapter, on its base.
 
@@ -226,44 +244,28 @@ def load_run(workdir_, config=None, base_model=None) -> models.Model:
       one that it was trained on.
   """
   config = config or workdir.read_config(workdir_)
-  folder = workdir.adapter_folder(workdir_)
+  folder = adapter_folder(workdir_)
   base = base_model or read_base(config)
   like, frozen, meta = _adapt(config, base, start=folder)
   trainable = adapter_files.load(folder, like, meta["fingerprint"])
   return base.replace(params=tree.combine(trainable, frozen))
 
 
-def _architecture(config):
-  m = config.model
-  return models.architecture(m.source, m.dtype, m.groups, m.remat, m.quantize)
+def _with_steps(config, steps: int):
+  """A copy of a config with another number of steps."""
+  config = config.copy_and_resolve_references()
+  config.train.steps = steps
+  return config.lock()
 
 
-def _begin_step(config, objective, tx, net):
-  """An `Ahead` of the training step; None if it depends on the data, or on a mesh.
-
-  The processes of a mesh must compile in one order.
-  """
-  several = sharding.current() is not None or distributed.count() > 1
-  if several or config.train.epochs is not None:
+def _begin_step(config, objective, tx, base: models.Model, found: Data):
+  """An `Ahead` of the training step; None on a mesh, whose processes act in order."""
+  if sharding.current() is not None or distributed.count() > 1:
     return None
-
-  def shapes():
-    state, frozen, batch = _shapes(config, objective, tx, net)
-    return state, frozen, step.split(batch, config.train.accumulate)
-
-  return ahead.Ahead(step.make_step(net, tx, objective, config.seed), shapes)
-
-
-def _shapes(config, objective, tx, net):
-  """(state, frozen, an empty batch) of a run; state and frozen are shapes."""
-
-  def start():
-    params = models.init(net, 0)
-    four_bits = config.model.quantize
-    return _assemble(config, nf4.quantize_tree(params) if four_bits else params, tx)
-
-  empty = objective.batch([[]] * config.train.batch_size, config.data.max_tokens)
-  return *jax.eval_shape(start), empty
+  function = step.make_step(base.transformer, tx, objective, config.seed)
+  batch = sharding.place_batch(step.split(found.batches[0], config.train.accumulate))
+  trees = lambda params: _assemble(config, params, tx)  # noqa: E731
+  return ahead.Ahead(function, lambda: (*jax.eval_shape(trees, base.params), batch))
 
 
 def _assemble(config, params, tx):

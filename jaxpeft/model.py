@@ -167,12 +167,7 @@ def load(
   """
   compiled.enable()
   transformer, stored = architecture(source, dtype, groups, remat, quantize)
-  return read(transformer, stored, source, seed, quantize)
-
-
-def read(transformer: Transformer, stored: StoredModel, source, seed, quantize):
-  """The `Model` of what `architecture` gave; takes `load`'s arguments."""
-  config, dtype, groups = transformer.config, transformer.dtype, transformer.groups
+  config = transformer.config
   sharding.check(config, quantized=bool(quantize))
   if source.startswith("init:"):
     params = init(transformer, seed)

@@ -135,13 +135,6 @@ def steps(config, batches_) -> int:
   return max(1, math.ceil(count - 1e-6))
 
 
-def with_steps(config, batches_):
-  """A copy of a config with the number of steps that `steps` gives; raises like it."""
-  config = config.copy_and_resolve_references()
-  config.train.steps = steps(config, batches_)
-  return config.lock()
-
-
 def check_batch(config, model):
   """Refuses batches that no memory of this machine could hold.
 

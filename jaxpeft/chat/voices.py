@@ -7,7 +7,6 @@ from jaxpeft.errors import InputError, unknown
 from jaxpeft.export import save
 from jaxpeft.generation.sampling import Sampling
 from jaxpeft.generation.stream import Session
-from jaxpeft.training import workdir as workdirs
 
 BARE = "base"  # the name of the model without an adapter
 
@@ -75,7 +74,7 @@ def of_run(workdir, config, sampling: Sampling) -> Voices:
   Raises:
     InputError: see `experiment.load_run`.
   """
-  workdirs.adapter_folder(workdir)
+  experiment.adapter_folder(workdir)
   base = experiment.read_base(config)
   tuned = experiment.load_run(workdir, config, base)
   name = pathlib.Path(workdir).resolve().name

@@ -53,7 +53,7 @@ def run(args):
   experiment.enter_mesh(sharding.mesh())
   if args.ckpt:
     config = workdir.read_config(args.ckpt)
-    workdir.adapter_folder(args.ckpt)
+    experiment.adapter_folder(args.ckpt)
     console.note(f"reading {args.ckpt} and its base {config.model.source} ...")
     found = voices.of_run(args.ckpt, config, sampling)
     form, why = forms.of_run(config, found.model.tokenizer)

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from jaxpeft import experiment
 from jaxpeft.checkpoints import hf
 from jaxpeft.data import hub as data_hub
 from jaxpeft.errors import InputError
@@ -54,7 +55,7 @@ def of(folder) -> Facts:
   """
   folder = pathlib.Path(folder)
   config = workdir.read_config(folder)
-  workdir.adapter_folder(folder)
+  experiment.adapter_folder(folder)
   lines = log.read(folder / "metrics.jsonl")
   if not lines or "final" not in lines[-1]:
     raise InputError(

@@ -13,8 +13,6 @@ import jax
 from jaxpeft.adapters import cores
 from jaxpeft.training import compiled_bytes
 
-_busy = set()
-
 
 class Ahead:
   """A jitted function that is being compiled for arguments of known shapes."""
@@ -28,7 +26,6 @@ class Ahead:
     """
     self._function, self._shapes = function, [shapes]
     self._context = cores.context()
-    _busy.add(self)
     pool = ThreadPoolExecutor(1)
     self._future = pool.submit(self._compile)
     pool.shutdown(wait=False)
@@ -46,18 +43,10 @@ class Ahead:
     return found[1:] if found and found[0] == _described(arguments) else None
 
   def _compile(self):
-    try:
-      if cores.context() != self._context:  # the program might be another one here
-        return None
-      shapes = self._shapes.pop()()  # and forget the function: it may hold weights
-      return _described(shapes), *now(self._function, *shapes)
-    finally:
-      _busy.discard(self)
-
-
-def busy() -> bool:
-  """Whether something is being compiled, for which Python's exit would wait."""
-  return bool(_busy)
+    if cores.context() != self._context:  # the program might be another one here
+      return None
+    shapes = self._shapes.pop()()  # and forget the function: it may hold weights
+    return _described(shapes), *now(self._function, *shapes)
 
 
 def now(function, *arguments):

@@ -74,21 +74,6 @@ def default(new: str, old: str, config) -> str:
   return new if _changes(there | {key: now[key] for key in _WHERE}, now) else old
 
 
-def adapter_folder(workdir) -> pathlib.Path:
-  """Where a finished run has its adapter.
-
-  Raises:
-    InputError: the run is not finished.
-  """
-  folder = pathlib.Path(workdir) / "adapter"
-  if not folder.exists():
-    raise InputError(
-      f"{workdir} has no adapter/: its training is not finished; "
-      "run the same train.py command to go on"
-    )
-  return folder
-
-
 def _lock(workdir):
   """Locks the run's directory for this process, until the process ends.
 

@@ -1,8 +1,6 @@
 """A step that is compiled while the model is adapted is the same step."""
 
 import gc
-import subprocess
-import sys
 import weakref
 
 import chex
@@ -22,9 +20,9 @@ def test_a_run_takes_the_step_that_was_begun_early(name):
   config.adapt.main = dict(name=name, match=LINEARS)
   config.data.limit, config.train.batch_size, config.data.max_tokens = 8, 2, 64
   config.data.eval, config.eval.task = "", ""
-  prepared = experiment.prepare(config, early=True)
-  late = experiment.make(config, prepared._replace(early=None))
-  early = experiment.make(config, prepared)
+  prepared = experiment.prepare(config)
+  late = experiment.make(config, prepared)
+  early = experiment.make(config, prepared, early=True)
   found, seconds = early.compile_timed(early.state, early.batch(0))
   assert found is early.early.get(early.state, early.frozen, early.batch(0))[0]
   assert seconds > 0
@@ -71,26 +69,3 @@ def test_the_weights_are_not_kept():
   begun.get(jnp.zeros(1))
   gc.collect()
   assert gone() is None
-
-
-@pytest.mark.parametrize(
-  ("body", "status"),
-  [("raise InputError('bad')", 2), ("pass", 0), ("raise KeyboardInterrupt", 130)],
-)
-def test_nobody_waits_for_a_program_that_is_not_needed(body, status):
-  code = f"""
-import time
-from jaxpeft import cli
-from jaxpeft.errors import InputError
-from jaxpeft.training import ahead
-begun = ahead.Ahead(None, lambda: time.sleep(100))
-with cli.one_clear_line():
-  print("said")
-  {body}
-"""
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
-  )
-  assert done.returncode == status
-  assert done.stdout == "said\n"
-  assert "Traceback" not in done.stderr
