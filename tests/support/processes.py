@@ -65,7 +65,7 @@ def main(o):
   restarted = os.environ.get("JAXPEFT_RESTART", "0") != "0"
   console.note(f"{distributed.count()} processes, {jax.device_count()} devices")
   if "seeds" in o:
-    given = config_dict.ConfigDict(dict(seed=o["seeds"][jax.process_index()]))
+    given = config_dict.ConfigDict(dict(seed=o["seeds"][jax.process_index()], adapt={}))
     workdirs.prepare(o["workdir"], given)
   mesh = jax.make_mesh((jax.device_count(),), ("all",))
   spec = jax.sharding.PartitionSpec
