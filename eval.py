@@ -43,7 +43,7 @@ def main(argv):
   from jaxpeft.evaluation import evaluate, problems
   from jaxpeft.objectives import from_config
   from jaxpeft.parallel import distributed, sharding
-  from jaxpeft.training import step, workdir
+  from jaxpeft.training import workdir
 
   config = workdir.read_config(parsed.ckpt).unlock()
   cli.join(parsed, config)  # before JAX has devices
@@ -60,11 +60,8 @@ def main(argv):
     limit = model.config.max_positions
     problems.check_positions(config, task, asked, model.tokenizer, limit)
 
-  e, t, objective = config.eval, config.train, from_config(config)
-  nats = evaluate.loss(
-    step.make_eval(model.transformer, objective), objective, model.params, held_out,
-    config.data.max_tokens, t.batch_size // t.accumulate,
-  )  # fmt: skip
+  e, objective = config.eval, from_config(config)
+  nats = evaluate.held_out(config, model.transformer, objective, held_out)(model.params)
   table = {"loss [nats/token]": f"{nats:.4f}", "perplexity": f"{math.exp(nats):.3f}"}
   report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
   if task:

@@ -5,7 +5,6 @@ Running it again with the same --workdir resumes, or says that the run is finish
 """
 
 import dataclasses
-import pathlib
 import sys
 import time
 
@@ -38,18 +37,15 @@ def main(argv):
   from jaxpeft.data import batches
   from jaxpeft.evaluation import answers_file, evaluate
   from jaxpeft.parallel import distributed, sharding
-  from jaxpeft.training import log, loop, report, step, trackers, workdir
+  from jaxpeft.training import log, loop, report, workdir
 
   # ---- options, model and data: all is checked before anything is written
-  t, e = config.train, config.eval
-  trackers.check(config.log.tracker)
   experiment.enter_mesh(sharding.mesh(**config.mesh))
   prepared = experiment.prepare(config)
   config, base, problems = prepared.config, prepared.base, prepared.data.problems
-  t, hashes = config.train, prepared.data.hashes  # train.epochs has become steps
-  own, old = config_file.folder(name), pathlib.Path(path.partition(":")[0]).stem
-  place = parsed.workdir or workdir.default(f"runs/{own}", f"runs/{old}", config)
-  folder = workdir.prepare(place, config, hashes)
+  t, e = config.train, config.eval  # train.epochs has become steps
+  place = parsed.workdir or workdir.default(*config_file.places(path), config)
+  folder = workdir.prepare(place, config, prepared.data.hashes)
   config = workdir.begun(folder, config)
   prepared = prepared._replace(config=config)
   finished = [line for line in log.read(folder / "metrics.jsonl") if "final" in line]
@@ -58,19 +54,16 @@ def main(argv):
     console.say(report.result(finished[-1]))
     return
   store = run_state.Checkpoints(folder / "checkpoints")
-  new = store.latest is None
+  new, task = store.latest is None, prepared.data.task
 
   # ---- the base model's answers, then the adapter and the state
-  task = prepared.data.task
   if new:
     logs = log.Log(folder, -1, config)
   if new and task:
     console.note(f"{len(problems)} answers of the base model ...")
     ask = experiment.ask(config, base, kept=e.reuse_base)
     before = evaluate.answers(ask, problems, task, e.answer)
-    samples = [record["text"] for record in before.records[:3]]
-    found = {f"base_{name}": x for name, x in before.metrics().items()}
-    logs.write(0, **found, base_samples=samples)
+    logs.write(0, **before.logged("base_"))
     answers_file.write(folder, before, None)
   console.note("adapting ...")
   start = folder / "start"  # frozen leaves that cannot be made again from the base
@@ -89,27 +82,23 @@ def main(argv):
     console.note(f"resuming {folder} at step {int(state.step)}")
 
   # ---- compile
-  for line in exp.data.summary:
-    console.note(line)
-  words = exp.model.tokenizer
-  shown = batches.preview(exp.data.batches[0], words, sys.stderr.isatty())
+  console.note("\n".join(exp.data.summary))
+  color = sys.stderr.isatty()
+  shown = batches.preview(exp.data.batches[0], exp.model.tokenizer, color)
   console.note(f"first example, supervised part marked:\n{shown}\ncompiling ...")
-  first = sharding.place_batch(exp.batch(0))
   with console.waiting("compiling"):
-    step_fn, compile_s = exp.compile_timed(state, first)
+    batch = sharding.place_batch(exp.batch(0))
+    step_fn, compile_s = exp.compile_timed(state, batch)
   distributed.barrier("compiled")
   epoch = exp.data.batches.epoch_steps
   console.note(report.banner(config, size, step_fn, compile_s, epoch))
 
   # ---- loop
-  eval_fn = step.make_eval(exp.model.transformer, exp.objective)
+  net, examples = exp.model.transformer, exp.data.held_out
+  loss = evaluate.held_out(config, net, exp.objective, examples)
 
-  def held_out_loss(state):
-    params = exp.adapted(state.trainable).params
-    rows = t.batch_size // t.accumulate
-    return evaluate.loss(
-      eval_fn, exp.objective, params, exp.data.held_out, config.data.max_tokens, rows
-    )
+  def hold_out(state):
+    return loss(exp.adapted(state.trainable).params)
 
   def save(state, best):
     store.save(state, dict(fingerprint=mark, best=dataclasses.asdict(best)))
@@ -120,7 +109,7 @@ def main(argv):
   try:
     state = loop.Loop(
       config, step_fn, exp.frozen, exp.batch, exp.rate, logs, store, save,
-      held_out_loss if exp.data.held_out else None, keep,
+      hold_out if examples else None, keep,
     ).run(state, best)  # fmt: skip
   except loop.Stopped as stopped:
     logs.close()
@@ -128,8 +117,7 @@ def main(argv):
     sys.exit(128 + stopped.number)
 
   # ---- result
-  step, trainable = int(state.step), state.trainable
-  kept = step
+  step, kept, trainable = int(state.step), int(state.step), state.trainable
   if t.keep_best and best.step >= 0:
     kept = best.step
     trainable = adapter_files.load(folder / "best", trainable, mark)
@@ -139,26 +127,21 @@ def main(argv):
     eval_loss=best.loss if kept == best.step else logs.last("eval_loss"),
     first_eval_loss=logs.at(0, "eval_loss"),
     trainable_parameters=size.trainable, adapter_bytes=size.bytes,
-    data=exp.data.summary,
-    **report.peak_memory(step_fn, jax.local_devices()[0]),
+    data=exp.data.summary, **report.peak_memory(step_fn, jax.local_devices()[0]),
   )  # fmt: skip
   if task:
     ask = experiment.ask(config, exp.adapted(trainable), "adapted model")
     after = evaluate.answers(ask, problems, task, e.answer)
     answers_file.write(folder, None, after)
-    names = (f"base_{name}" for name in (*after.metrics(), "samples"))
-    final |= {name: logs.last(name) for name in names} | after.metrics() | dict(
-      problems=len(problems), samples=[r["text"] for r in after.records[:3]],
-      prompts=[r["prompt"] for r in after.records[:3]],
-    )  # fmt: skip
+    prompts = [record["prompt"] for record in after.records[:3]]
+    final |= {name: logs.last(name) for name in after.logged("base_")}
+    final |= after.logged() | dict(problems=len(problems), prompts=prompts)
   title = f"{name}: {size.trainable:,} trainable parameters"
   logs.plot(folder / "loss.png", title, final)
   logs.write(step, **final, wall_s=time.monotonic() - started)
   logs.close()
   console.say(report.result(logs.lines[-1]))
-  written = "metrics.jsonl, loss.png, answers.jsonl, adapter/, tensorboard/"
-  console.say(f"{folder}: {written}\n"
-              f"next: python eval.py --ckpt={folder}")  # fmt: skip
+  console.say(report.written(folder))
 
 
 if __name__ == "__main__":

@@ -93,14 +93,10 @@ def _short_run(config, bases: dict) -> tuple[float, float]:
 def held_out_loss(exp, trainable) -> float:
   """Mean loss in nats of the supervised tokens of an experiment's held-out rows."""
   from jaxpeft.evaluation import evaluate
-  from jaxpeft.training import step
 
-  c = exp.config
-  return evaluate.loss(
-    step.make_eval(exp.model.transformer, exp.objective), exp.objective,
-    exp.adapted(trainable).params, exp.data.held_out, c.data.max_tokens,
-    c.train.batch_size // c.train.accumulate,
-  )  # fmt: skip
+  net, examples = exp.model.transformer, exp.data.held_out
+  found = evaluate.held_out(exp.config, net, exp.objective, examples)
+  return found(exp.adapted(trainable).params)
 
 
 # ---- learning

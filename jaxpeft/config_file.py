@@ -39,6 +39,12 @@ def load(path: str, changes: list[str]):
   return config
 
 
+def places(path: str) -> tuple[str, str]:
+  """Where runs of a config lie by default: in this version, and in older ones."""
+  (name,) = names([path])
+  return f"runs/{folder(name)}", f"runs/{pathlib.Path(path.partition(':')[0]).stem}"
+
+
 def names(paths: list[str]) -> list[str]:
   """A short name for each config: NAME or NAME:ARGUMENT, after folders if need be.
 

@@ -20,7 +20,7 @@ from jaxpeft.generation.ask import Ask, LocalAsk
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.quantization import nf4
 from jaxpeft.run_data import Data
-from jaxpeft.training import ahead, first_gradients, optimizer, step, workdir
+from jaxpeft.training import ahead, first_gradients, optimizer, step, trackers, workdir
 
 
 class Prepared(NamedTuple):
@@ -108,6 +108,7 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
   """
   tx, rate = optimizer.make(config.train.steps, **config.optim)
   options.check(config)
+  trackers.check(config.log.tracker)
   objective = objectives.from_config(config)
   rows = run_data.rows(config)
   if base is None:

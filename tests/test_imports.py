@@ -15,7 +15,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 # what stands below it.
 FLOORS = [
   {"errors", "linear", "config", "assets", "plotting", "temporary"},
-  {"tree", "caches"},
+  {"optional", "tree", "caches"},
   {"parallel"},
   {"console", "data"},
   {"quantization"},

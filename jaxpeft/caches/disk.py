@@ -46,9 +46,7 @@ def limit(name: str) -> float:
     if not (gigabytes := float(text)) >= 0:
       raise ValueError
   except ValueError as e:
-    raise InputError(
-      f"{variable} is {text!r}; it must be a number from 0, which turns the cache off"
-    ) from e
+    raise InputError(f"{variable} is {text!r}; it must be a number from 0") from e
   return gigabytes * 1e9
 
 

@@ -12,7 +12,7 @@ BARE = "base"  # the name of the model without an adapter
 
 
 class Voices:
-  """A base model and its adapters by name, of which one is in use.
+  """A base model and its adapters by name; one of them is in use.
 
   Attributes:
     model: the base.

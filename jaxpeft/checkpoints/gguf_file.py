@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpeft import optional
 from jaxpeft.errors import InputError
 
 _VERSIONS = (2, 3)
@@ -34,11 +35,7 @@ def package():
   Raises:
     InputError: it is not installed.
   """
-  try:
-    import gguf
-  except ImportError as e:
-    raise InputError("a GGUF file needs: pip install -e '.[gguf]'") from e
-  return gguf
+  return optional.package("gguf", "a GGUF file needs", "gguf")
 
 
 class Tensor(NamedTuple):

@@ -54,7 +54,7 @@ def write(
   """
   if dtype not in KINDS:
     raise unknown("dtype of a GGUF file", dtype, KINDS)
-  gguf_file.package()  # its absence is told before anything is read
+  gguf_file.package()  # if it is missing, the error comes before anything is read
   arch, row = gguf_names.of_family(config.family)
   parts: dict[str, list[str]] = {}
   for theirs in reader.shapes:

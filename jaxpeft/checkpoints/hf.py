@@ -10,7 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import console
+from jaxpeft import console, optional
 from jaxpeft.checkpoints import (
   bnb,
   gguf_config,
@@ -69,13 +69,8 @@ def find(source: str) -> pathlib.Path:
       f"model.source {source!r} is no directory, no .gguf file and no hub id "
       "org/name[@revision]"
     )
-  try:
-    import huggingface_hub
-  except ImportError as e:
-    raise InputError(
-      f"{source} is not a local directory; to fetch it from the hub, "
-      "pip install -e '.[hub]'"
-    ) from e
+  need = f"{source} is not a local directory; to fetch it from the hub"
+  huggingface_hub = optional.package("huggingface_hub", need, "hub")
   patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
   try:  # snapshot_download shows its own progress and honors HF_HUB_OFFLINE
     folder = huggingface_hub.snapshot_download(

@@ -7,20 +7,19 @@ to itself, with positions from 0. To resume at a step, no state is needed.
 import bisect
 import dataclasses
 import itertools
-import operator
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxpeft.data import order
 from jaxpeft.data.examples import Example, Examples
+from jaxpeft.data.lazy import Lazy
 from jaxpeft.errors import InputError
 
 _PART = 2**20  # values that are sorted at once
 
 
-class Rows(Sequence):
+class Rows(Lazy):
   """A sequence of rows, each a list of examples; only numbers of examples are stored.
 
   Attributes:
@@ -35,13 +34,7 @@ class Rows(Sequence):
   def __len__(self) -> int:
     return len(self.starts) - 1
 
-  def __getitem__(self, at) -> Any:
-    if isinstance(at, slice):
-      return [self[i] for i in range(*at.indices(len(self)))]
-    at = operator.index(at)
-    at += len(self) * (at < 0)
-    if not 0 <= at < len(self):
-      raise IndexError(f"row {at} of {len(self)}")
+  def item(self, at: int):
     some = self.items[self.starts[at] : self.starts[at + 1]]
     return [self.examples[i] for i in some]
 

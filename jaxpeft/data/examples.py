@@ -1,14 +1,13 @@
 """Examples as three flat arrays, in memory or mapped from files."""
 
 import json
-import operator
 import pathlib
 import zlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxpeft.data.lazy import Lazy
 from jaxpeft.errors import InputError
 
 _FILES = {"tokens": np.int32, "supervised": np.bool_, "offsets": np.int64}
@@ -23,7 +22,7 @@ class Example(NamedTuple):
   supervised: np.ndarray  # bool[n]; False at first, since nothing predicts it
 
 
-class Examples(Sequence):
+class Examples(Lazy):
   """A sequence of `Example`s, which are views of flat arrays.
 
   Attributes:
@@ -38,13 +37,7 @@ class Examples(Sequence):
   def __len__(self) -> int:
     return len(self.offsets) - 1
 
-  def __getitem__(self, at) -> Any:
-    if isinstance(at, slice):
-      return [self[i] for i in range(*at.indices(len(self)))]
-    at = operator.index(at)
-    at += len(self) * (at < 0)
-    if not 0 <= at < len(self):
-      raise IndexError(f"example {at} of {len(self)}")
+  def item(self, at: int):
     a, b = int(self.offsets[at]), int(self.offsets[at + 1])
     return Example(self.tokens[a:b], self.supervised[a:b])
 

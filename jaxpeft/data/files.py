@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from jaxpeft import optional
 from jaxpeft.errors import InputError
 
 _LINE = 16 * 2**20  # bytes of a line, or of a field of a CSV file
@@ -154,11 +155,9 @@ def _csv(path: pathlib.Path) -> Iterator[Placed]:
 
 def _parquet(path: pathlib.Path) -> Iterator[Placed]:
   """Rows of a parquet file; in nested values, null is like an absent field."""
-  try:
-    import pyarrow
-    from pyarrow import parquet
-  except ImportError as e:
-    raise InputError(f"{path}: parquet files need pip install -e '.[data]'") from e
+  need = f"{path}: parquet files need pyarrow"
+  pyarrow = optional.package("pyarrow", need, "data")
+  parquet = optional.package("pyarrow.parquet", need, "data")
   try:
     with parquet.ParquetFile(path) as file:
       schema, total, number = file.schema_arrow, max(file.metadata.num_rows, 1), 0

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 
-from jaxpeft.data import store
+from jaxpeft.caches import disk
 from jaxpeft.errors import InputError
 
 _BLOCK = 2**20
@@ -55,7 +55,7 @@ def _of_file(path: pathlib.Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
   about = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
   name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-  memo = store.root() / "hashes" / name
+  memo = disk.folder("data") / "hashes" / name
   try:
     return bytes.fromhex(memo.read_text())
   except (OSError, ValueError):

@@ -12,6 +12,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from jaxpeft import optional
 from jaxpeft.data import files as readers
 from jaxpeft.errors import InputError, unknown
 
@@ -55,13 +56,8 @@ def files(name: str) -> list[pathlib.Path]:
   """
   what = parse(name)
   assert what is not None
-  try:
-    import huggingface_hub as client
-  except ImportError as e:
-    raise InputError(
-      f"there is no data file {name!r}; to fetch a data set from the hub, "
-      "pip install -e '.[data]'"
-    ) from e
+  need = f"there is no data file {name!r}; to fetch a data set from the hub"
+  client = optional.package("huggingface_hub", need, "data")
   try:
     rev, names = what.rev, _listing(client, what.repo, what.rev)
     found = _of_card(client, what, names) or _by_name(names)

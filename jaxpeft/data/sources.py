@@ -52,7 +52,7 @@ class Source:
       raise InputError(f"{self.name} has no rows")
 
   def read(self, limit: int | None = None) -> list[dict]:
-    """The rows as a list, of which each is checked.
+    """The rows as a list; each row is checked.
 
     Raises:
       InputError: a row is invalid; the message gives its line.

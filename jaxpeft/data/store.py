@@ -17,38 +17,15 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from jaxpeft.caches import disk
 from jaxpeft.data import examples
 from jaxpeft.errors import InputError
 
-_GIGABYTES = 50.0  # of all entries, by default
 _STALE_S = 3600  # a temporary directory untouched for so long has no writer
 
 
 class Unwritable(InputError):
   """The files of an entry cannot be written."""
-
-
-def root() -> pathlib.Path:
-  """The directory of all entries: $JAXPEFT_CACHE/data or ~/.cache/jaxpeft/data."""
-  base = os.environ.get("JAXPEFT_CACHE") or pathlib.Path.home() / ".cache" / "jaxpeft"
-  return pathlib.Path(base).expanduser() / "data"
-
-
-def limit() -> float:
-  """The most bytes of all entries: $JAXPEFT_DATA_CACHE_GB.
-
-  Raises:
-    InputError: it is no number from 0.
-  """
-  text = os.environ.get("JAXPEFT_DATA_CACHE_GB", str(_GIGABYTES))
-  try:
-    if not (gigabytes := float(text)) >= 0:
-      raise ValueError
-  except ValueError as e:
-    raise InputError(
-      f"JAXPEFT_DATA_CACHE_GB is {text!r}; it must be a number from 0"
-    ) from e
-  return gigabytes * 1e9
 
 
 def keep(
@@ -64,9 +41,9 @@ def keep(
     Unwritable: the files cannot be written.
     InputError: what `make` raises.
   """
-  most = limit()
+  most = disk.limit("data")
   name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-  folder = root()
+  folder = disk.folder("data")
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / f"{name[:2]}.lock", note):

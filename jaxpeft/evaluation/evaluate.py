@@ -13,6 +13,7 @@ from jaxpeft.evaluation.intervals import wilson
 from jaxpeft.generation.ask import Ask, Reply, Request
 from jaxpeft.objectives import Objective
 from jaxpeft.parallel import distributed
+from jaxpeft.training import step
 
 
 class Answers(NamedTuple):
@@ -30,6 +31,11 @@ class Answers(NamedTuple):
     more = {name: self.choice[name] for name in names if name in self.choice}
     share, interval = self.accuracy[self.rule], self.interval[self.rule]
     return dict(accuracy=share, accuracy_ci95=interval) | more
+
+  def logged(self, prefix: str = "") -> dict:
+    """`metrics` and the first three texts, as "samples", under prefixed names."""
+    found = self.metrics() | dict(samples=[r["text"] for r in self.records[:3]])
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 def answers(ask: Ask, rows: Sequence[dict], task, rule: str = "strict") -> Answers:
@@ -97,6 +103,13 @@ def _choice(records: list[dict], labels: list[str], rule: str) -> dict:
     macro_f1_ci95=f1.interval(counts),
     confused=f1.confused(counts, labels),
   )
+
+
+def held_out(config, net, objective: Objective, examples):
+  """params -> mean loss of a run's held-out examples, see `loss`."""
+  t, fn = config.train, step.make_eval(net, objective)
+  rows, tokens = t.batch_size // t.accumulate, config.data.max_tokens
+  return lambda params: loss(fn, objective, params, examples, tokens, rows)
 
 
 def loss(

@@ -22,7 +22,7 @@ def make(
     license: an identifier of the hub, or None.
     parity: what was measured when the export was read back.
   """
-  hub = client.library()
+  hub = client.package()
   names = [fields["name"] for fields in facts.methods.values()]
   tags = ["jaxpeft", *dict.fromkeys(x.lower() for x in names)]
   tags += ["gguf"] if format == "gguf" else []
@@ -59,7 +59,7 @@ def _results(facts: Facts) -> list:
   if not held:
     return []
   result = functools.partial(
-    client.library().EvalResult,
+    client.package().EvalResult,
     task_type="text-generation",
     dataset_type=held if held in facts.datasets() else "custom",
     dataset_name=held,

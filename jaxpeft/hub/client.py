@@ -3,6 +3,7 @@
 import contextlib
 import re
 
+from jaxpeft import optional
 from jaxpeft.errors import InputError
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -15,18 +16,11 @@ _NETWORK = (
 _SECRET = re.compile(r"hf_\w+|Bearer \S+")
 
 
-def library():
-  """The module huggingface_hub.
-
-  Raises:
-    InputError: it is not installed.
-  """
-  try:
-    import huggingface_hub
-    import huggingface_hub.errors
-  except ImportError as e:
-    raise InputError("the hub needs huggingface_hub: pip install -e '.[hub]'") from e
-  return huggingface_hub
+def package():
+  """The module huggingface_hub; raises InputError if it is not installed."""
+  need = "the hub needs huggingface_hub"
+  optional.package("huggingface_hub.errors", need, "hub")
+  return optional.package("huggingface_hub", need, "hub")
 
 
 def check_name(name: str, flag: str) -> str:
@@ -46,7 +40,7 @@ def one_line(what: str):
 
   No token is ever in the message.
   """
-  errors = library().errors
+  errors = package().errors
   try:
     yield
   except (InputError, KeyboardInterrupt):

@@ -33,7 +33,7 @@ def pull(source: str, directory) -> str:
   """
   repo, _, revision = source.partition("@")
   client.check_name(repo, "--from")
-  hub, directory = client.library(), pathlib.Path(directory)
+  hub, directory = client.package(), pathlib.Path(directory)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise InputError(f"{directory} is not empty; choose another --out")
   with client.one_line(f"pulling {source}"):

@@ -37,7 +37,7 @@ def write(workdir, repo: str, directory, options: Options = _DEFAULT) -> str:
     InputError: the run is not finished, or cannot be exported so. Nothing is written.
   """
   client.check_name(repo, "--to")
-  client.library()
+  client.package()
   directory = pathlib.Path(directory)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise InputError(f"{directory} is not empty; choose another --out")
@@ -75,7 +75,7 @@ def upload(directory, repo: str, private: bool, revision: str | None) -> str:
   Raises:
     InputError: the hub refuses, or cannot be reached.
   """
-  hub = client.library()
+  hub = client.package()
   with client.one_line(f"pushing to {repo}"):
     api = hub.HfApi()
     api.create_repo(repo, private=private, exist_ok=True)

@@ -77,6 +77,14 @@ def _memory(final: dict) -> str:
   return f"{planned}, {mib('process_memory_bytes')} measured for the process"
 
 
+def written(folder) -> str:
+  """What a finished run has left in its directory, and the next command."""
+  names = "metrics.jsonl loss.png answers.jsonl adapter tensorboard".split()
+  found = [f"{x}/" if (folder / x).is_dir() else x for x in names]
+  found = [x for x in found if (folder / x).exists()]
+  return f"{folder}: {', '.join(found)}\nnext: python eval.py --ckpt={folder}"
+
+
 def peak_memory(step_fn, device) -> dict:
   """Peak memory for metrics.jsonl.
 

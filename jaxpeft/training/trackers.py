@@ -37,7 +37,7 @@ class TensorBoard:
   """Files in the folder tensorboard/ of a run's directory."""
 
   def __init__(self, workdir: pathlib.Path, step: int, config):
-    del config  # config.json is beside the files
+    del config  # the run's directory has config.json
     import tensorboardX
 
     after = step + 1 if step > 0 else None  # what was written later is written again

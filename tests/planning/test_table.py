@@ -3,8 +3,8 @@
 import matplotlib.image
 import pytest
 
-from jaxpeft import plotting
 from jaxpeft.planning import memory, table
+from tests.support.figures import watch
 
 MB, GB = 10**6, 10**9
 
@@ -22,14 +22,7 @@ def plan(temporaries: int, traced: dict, **parts) -> memory.Plan:
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
   """Draws plans; returns the figure and the labels of its legend."""
-  figures = []
-  header = plotting.header
-
-  def spy(fig, *args, **options):
-    figures.append(fig)
-    return header(fig, *args, **options)
-
-  monkeypatch.setattr(plotting, "header", spy)
+  figures = watch(monkeypatch)
 
   def call(plans):
     table.plot(plans, str(tmp_path / "memory.png"))

@@ -139,7 +139,7 @@ def test_names_are_short_and_distinct():
   assert names(["../l.py", "l.py"])[0] == f"{pathlib.Path.cwd().parent.name}/l"
   assert names(["l.py", "l.py:x"]) == ["l", "l:x"]
   assert config_file.folder("a/topics:lr=1 x") == "a/topics_lr=1_x"
-  # Names that are the same as folders are told apart, too.
+  # Names that would give the same folder get different ones.
   assert names(["a/l.py:x y", "b/l.py:x_y"]) == ["a/l:x y", "b/l:x_y"]
   with pytest.raises(InputError, match="there twice"):
     names(["l.py:x y", "l.py:x_y"])

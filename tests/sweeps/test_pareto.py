@@ -8,8 +8,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxpeft import plotting
 from jaxpeft.sweeps import labels, plots
+from tests.support.figures import watch
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -31,14 +31,7 @@ def rows(count: int, spread: float, seed: int = 0):
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
   """Draws rows; returns the figure, as it was written."""
-  figures = []
-  header = plotting.header
-
-  def spy(fig, *args, **options):
-    figures.append(fig)
-    return header(fig, *args, **options)
-
-  monkeypatch.setattr(plotting, "header", spy)
+  figures = watch(monkeypatch)
 
   def call(found):
     plots.pareto(found, tmp_path / "pareto.png")

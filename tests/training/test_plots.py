@@ -6,8 +6,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxpeft import plotting
 from jaxpeft.training import log, plots
+from tests.support.figures import watch
 
 FINAL = dict(
   final=True,
@@ -35,14 +35,7 @@ def history(steps: int, every: int = 1, held: int = 0, start=2.0, end=0.05):
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
   """Draws lines; returns (axes, {label: line}, labels of the legend, figure)."""
-  figures = []
-  header = plotting.header
-
-  def spy(fig, *args, **options):
-    figures.append(fig)
-    return header(fig, *args, **options)
-
-  monkeypatch.setattr(plotting, "header", spy)
+  figures = watch(monkeypatch)
 
   def call(lines, final=None, title="lora: 81,920 trainable parameters"):
     path = tmp_path / "loss.png"
