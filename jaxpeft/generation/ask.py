@@ -30,15 +30,25 @@ class Request(NamedTuple):
 
   prompt: str | Conversation
   completion: str | None = None  # is scored; None asks for an answer
+  stop: tuple[str, ...] = ()  # texts that end an answer, besides the end token
+  max_new_tokens: int | None = None  # None: the `Ask`'s own
+  temperature: float | None = None  # None: the `Ask`'s own
+  # What the draws depend on, besides the seed of the `Ask` and the prompt: numbers,
+  # e.g. (problem, chain, operation). () is the request's place in the list.
+  key: tuple[int, ...] = ()
 
 
 class Reply(NamedTuple):
   """A model's answer to one request, with token counts."""
 
-  text: str  # without the stop token
+  text: str  # without the stop token or text
   tokens: int  # generated or scored, without the stop token
   prompt_tokens: int
-  logprob: float | None = None  # of a given completion, in nats, summed over its tokens
+  # In nats, summed over the tokens and, of an answer, its end token: of the model's own
+  # distribution, whatever the temperature is. None if a server does not give it.
+  logprob: float | None = None
+  ended: bool = True  # by the end token or a stop text, not by max_new_tokens
+  spent: int = 0  # tokens computed for an answer, with its end token or stop text
 
 
 class Ask(Protocol):
