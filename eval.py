@@ -21,6 +21,7 @@ flags.DEFINE_string("normalize", None, "exact, choice: see eval.normalize.")
 flags.DEFINE_string("extract", None, "exact, choice: regex, see eval.extract.")
 flags.DEFINE_string("labels", None, "choice: labels with commas, see eval.labels.")
 flags.DEFINE_enum("choice", None, ("likelihood", "generation"), "choice: how.")
+flags.DEFINE_integer("shots", None, "Solved rows in a prompt; default the run's.")
 flags.DEFINE_integer("limit", None, "Problems; 0 is all; default the run's eval.limit.")
 flags.DEFINE_float("temperature", None, "0 is greedy; default the run's.")
 flags.DEFINE_integer("max_new_tokens", None, "Default the run's eval.max_new_tokens.")
@@ -40,7 +41,7 @@ def main(argv):
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   from jaxpeft import console, experiment, options, run_data
-  from jaxpeft.evaluation import evaluate, problems
+  from jaxpeft.evaluation import evaluate, problems, shots
   from jaxpeft.objectives import from_config
   from jaxpeft.parallel import distributed, sharding
   from jaxpeft.training import workdir
@@ -56,16 +57,17 @@ def main(argv):
   held_out, asked, summary = run_data.held_out(config, model.tokenizer, rows)
   console.note(summary)
   task = problems.task_of(config, rows)
+  shown = shots.of_run(config, task, asked)
   if task:
     limit = model.config.max_positions
-    problems.check_positions(config, task, asked, model.tokenizer, limit)
+    problems.check_positions(config, task, asked, model.tokenizer, limit, shown)
 
   e, objective = config.eval, from_config(config)
   nats = evaluate.held_out(config, model.transformer, objective, held_out)(model.params)
   table = {"loss [nats/token]": f"{nats:.4f}", "perplexity": f"{math.exp(nats):.3f}"}
   report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
   if task:
-    got = evaluate.answers(experiment.ask(config, model), asked, task, e.answer)
+    got = evaluate.answers(experiment.ask(config, model), asked, task, e.answer, shown)
     for rule, share in got.accuracy.items():
       low, high = got.interval[rule]
       table[f"accuracy, {rule}"] = f"{share:.1%}  [{low:.1%}, {high:.1%}]"
@@ -83,7 +85,8 @@ def main(argv):
       **{name: x for name, x in got.choice.items() if name == "confused"},
       answers=got.records,
     )
-    console.say(f"{e.task} on {len(asked)} problems of {config.data.eval}")
+    shot = f", {e.shots}-shot" if e.shots else ""
+    console.say(f"{e.task} on {len(asked)} problems of {config.data.eval}{shot}")
   for name, value in table.items():
     console.say(f"  {name:<20} {value}")
   if out and distributed.is_main():
@@ -95,7 +98,7 @@ def main(argv):
 def _configure(config, parsed) -> pathlib.Path | None:
   """Puts the flags' values into the run's config; returns where to write the report."""
   keys = ("task", "limit", "temperature", "max_new_tokens", "batch_size", "answer")
-  for key in (*keys, "normalize", "extract", "labels", "choice"):
+  for key in (*keys, "normalize", "extract", "labels", "choice", "shots"):
     if parsed[key].value is not None:
       config.eval[key] = parsed[key].value
   if parsed.task is not None and parsed.answer is None:

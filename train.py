@@ -44,6 +44,7 @@ def main(argv):
   prepared = experiment.prepare(config)
   config, base, problems = prepared.config, prepared.base, prepared.data.problems
   t, e = config.train, config.eval  # train.epochs has become steps
+  shots = prepared.data.shots
   place = parsed.workdir or workdir.default(*config_file.places(path), config)
   folder = workdir.prepare(place, config, prepared.data.hashes)
   config = workdir.begun(folder, config)
@@ -62,7 +63,7 @@ def main(argv):
   if new and task:
     console.note(f"{len(problems)} answers of the base model ...")
     ask = experiment.ask(config, base, kept=e.reuse_base)
-    before = evaluate.answers(ask, problems, task, e.answer)
+    before = evaluate.answers(ask, problems, task, e.answer, shots)
     logs.write(0, **before.logged("base_"))
     answers_file.write(folder, before, None)
   console.note("adapting ...")
@@ -131,7 +132,7 @@ def main(argv):
   )  # fmt: skip
   if task:
     ask = experiment.ask(config, exp.adapted(trainable), "adapted model")
-    after = evaluate.answers(ask, problems, task, e.answer)
+    after = evaluate.answers(ask, problems, task, e.answer, shots)
     answers_file.write(folder, None, after)
     prompts = [record["prompt"] for record in after.records[:3]]
     final |= {name: logs.last(name) for name in after.logged("base_")}

@@ -21,6 +21,7 @@ _LEAST = (
   ("eval", "loss_limit", 0),
   ("eval", "batch_size", 0),
   ("eval", "max_new_tokens", 1),
+  ("eval", "shots", 0),
 )
 
 # The least and the largest value of other numbers.

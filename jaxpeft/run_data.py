@@ -12,6 +12,7 @@ from jaxpeft import console, objectives
 from jaxpeft.data import batches, encode, files, fingerprint, sources, store
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation import problems
+from jaxpeft.evaluation import shots as shot_rows
 from jaxpeft.model import Model
 
 _FITS = 2**28  # bytes of files whose tokens may be in memory, if they must
@@ -35,6 +36,7 @@ class Data(NamedTuple):
   summary: list[str]  # lines for the log
   hashes: dict[str, str] = {}  # noqa: RUF012  see `Rows`; nobody changes it
   task: Any = None  # that the problems are of
+  shots: Sequence[list[dict]] = ()  # for each problem, what its prompt shows before it
 
 
 def rows(config) -> Rows:
@@ -69,7 +71,8 @@ def _held_out_rows(config, source: sources.Source | None) -> list[dict]:
   e = config.eval
   needed = max(e.limit, e.loss_limit) if e.limit and e.loss_limit else None
   found = source.read(needed if source.large else None)
-  problems.task_of(config, found)
+  task = problems.task_of(config, found)
+  shot_rows.of_run(config, task, found[: e.limit or None])
   return found
 
 
@@ -99,10 +102,11 @@ def read(config, base: Model, found: Rows | None = None) -> Data:
     examples, asked, line = held_out(config, tokenizer, found.held_out)
     summary.append(line)
   task = problems.task_of(config, found.held_out)
+  shots = shot_rows.of_run(config, task, asked)
   if task:
     limit = base.config.max_positions
-    problems.check_positions(config, task, asked, tokenizer, limit)
-  return Data(made, examples, asked, summary, found.hashes, task)
+    problems.check_positions(config, task, asked, tokenizer, limit, shots)
+  return Data(made, examples, asked, summary, found.hashes, task, shots)
 
 
 def held_out(config, tokenizer, rows):

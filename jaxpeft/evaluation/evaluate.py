@@ -24,11 +24,13 @@ class Answers(NamedTuple):
   interval: dict[str, tuple[float, float]]  # 95 %, over the choice of problems only
   records: list[dict]  # see `_record`
   choice: dict  # for labels: macro_f1, its interval, and confused; otherwise {}
+  shots: int = 0  # solved rows in a prompt
 
   def metrics(self) -> dict:
     """What metrics.jsonl has about them: numbers by name, of the rule that counts."""
     names = ("macro_f1", "macro_f1_ci95")
     more = {name: self.choice[name] for name in names if name in self.choice}
+    more |= dict(shots=self.shots) if self.shots else {}
     share, interval = self.accuracy[self.rule], self.interval[self.rule]
     return dict(accuracy=share, accuracy_ci95=interval) | more
 
@@ -38,7 +40,13 @@ class Answers(NamedTuple):
     return {f"{prefix}{name}": value for name, value in found.items()}
 
 
-def answers(ask: Ask, rows: Sequence[dict], task, rule: str = "strict") -> Answers:
+def answers(
+  ask: Ask,
+  rows: Sequence[dict],
+  task,
+  rule: str = "strict",
+  shots: Sequence[Sequence[dict]] = (),
+) -> Answers:
   """Asks for one answer to every row, and scores it.
 
   Args:
@@ -47,9 +55,11 @@ def answers(ask: Ask, rows: Sequence[dict], task, rule: str = "strict") -> Answe
     task: from `tasks.make`; or a name in `tasks.TASKS`, with its default options and
       the labels of these rows.
     rule: whose accuracy counts, see `tasks.rule`.
+    shots: for each row, the solved rows that its prompt shows; () shows none.
   """
   task = tasks.make(task, rows=rows) if isinstance(task, str) else task
-  rule, asked = tasks.rule(task, rule), [_requests(task, row) for row in rows]
+  rule, shots = tasks.rule(task, rule), shots or [()] * len(rows)
+  asked = [_requests(task, row, own) for row, own in zip(rows, shots, strict=True)]
   replies = iter(ask([request for some in asked for request in some]))
   records = [
     _record(task, row, some[0].prompt, [next(replies) for _ in some], rule)
@@ -63,12 +73,13 @@ def answers(ask: Ask, rows: Sequence[dict], task, rule: str = "strict") -> Answe
     {rule: wilson(hit, len(rows)) for rule, hit in hits.items()},
     records,
     _choice(records, sorted(getattr(task, "labels", ())), rule),
+    max(map(len, shots), default=0),
   )
 
 
-def _requests(task, row: dict) -> list[Request]:
+def _requests(task, row: dict, shots: Sequence[dict]) -> list[Request]:
   """One request for an answer, or one for each completion to score."""
-  prompt, given = task.prompt(row), task.completions(row)
+  prompt, given = task.prompt(row, shots), task.completions(row)
   return [Request(prompt, text) for text in given] or [Request(prompt)]
 
 

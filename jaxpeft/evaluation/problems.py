@@ -28,7 +28,7 @@ def task_of(config, rows: Sequence[dict]) -> Any:
   return task
 
 
-def check_positions(config, task, problems: Sequence[dict], tokenizer, limit: int):
+def check_positions(config, task, problems: Sequence[dict], tokenizer, limit, shots=()):
   """Refuses problems for whose answers the model has no positions.
 
   Args:
@@ -37,11 +37,13 @@ def check_positions(config, task, problems: Sequence[dict], tokenizer, limit: in
     problems: its problems.
     tokenizer: the model's.
     limit: the model's positions.
+    shots: for each problem, the solved rows that its prompt shows; () shows none.
   Raises:
     InputError: with the key to change.
   """
-  for number, row in enumerate(problems, 1):
-    prompt, given = task.prompt(row), task.completions(row)
+  shown = shots or [()] * len(problems)
+  for number, (row, own) in enumerate(zip(problems, shown, strict=True), 1):
+    prompt, given = task.prompt(row, own), task.completions(row)
     before = len(prompt_ids(tokenizer, prompt))
     if given:
       new = max(len(completion_ids(tokenizer, prompt, x)[1]) for x in given)
@@ -51,7 +53,9 @@ def check_positions(config, task, problems: Sequence[dict], tokenizer, limit: in
       what = f"eval.max_new_tokens {new}"
       way = "lower eval.max_new_tokens, or leave such rows out"
     if before + new > limit:
+      much = f" with {len(own)} shots" if own else ""
+      way = "lower eval.shots" if own else way
       raise InputError(
-        f"{config.data.eval}, row {number}: a prompt of {before} tokens and {what} "
-        f"exceed the model's {limit} positions; {way}"
+        f"{config.data.eval}, row {number}: a prompt of {before} tokens{much} and "
+        f"{what} exceed the model's {limit} positions; {way}"
       )

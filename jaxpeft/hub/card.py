@@ -5,6 +5,7 @@ import importlib.metadata
 
 from jaxpeft.hub import client
 from jaxpeft.hub.facts import Facts, short
+from jaxpeft.training import report
 
 _LIBRARIES = {"peft": "peft", "hf": "transformers", "gguf": None}
 
@@ -72,7 +73,7 @@ def _results(facts: Facts) -> list:
         metric_type="accuracy",
         metric_value=round(final["accuracy"], 4),
         metric_name=f"accuracy, {facts.config.eval.task} (95 % interval {low:.3f} to "
-        f"{high:.3f}, {final['problems']} problems)",
+        f"{high:.3f}, {report.asked(final)})",
       )
     )
   if final.get("eval_loss") is not None:
@@ -108,7 +109,7 @@ def _measured(facts: Facts) -> str:
     before = final.get("base_accuracy")
     rows.append(
       (
-        f"accuracy, {facts.config.eval.task}, {final['problems']} problems",
+        f"accuracy, {facts.config.eval.task}, {report.asked(final)}",
         "" if before is None else f"{before:.1%}",
         f"{final['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
       )

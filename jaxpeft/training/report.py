@@ -49,7 +49,7 @@ def result(final: dict) -> str:
     lines.append(
       f"accuracy: base {final['base_accuracy']:.1%} -> adapted "
       f"{final['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%} on "
-      f"{final['problems']} problems)"
+      f"{asked(final)})"
     )
   if "macro_f1" in final:
     low, high = final["macro_f1_ci95"]
@@ -64,6 +64,12 @@ def result(final: dict) -> str:
     f"{_memory(final)}"
   )
   return "\n".join(lines)
+
+
+def asked(final: dict) -> str:
+  """What the accuracy was measured on, e.g. "200 problems, 5-shot"."""
+  shots = f", {final['shots']}-shot" if final.get("shots") else ""
+  return f"{final['problems']} problems{shots}"
 
 
 def _memory(final: dict) -> str:
