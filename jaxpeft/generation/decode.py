@@ -102,15 +102,24 @@ def check(transformer, prompts, new: int, batch_size: int | None = None) -> list
     )
   if new < 1:
     raise InputError(f"max_new_tokens {new} is below 1")
-  lengths = [len(p) for p in prompts]
-  if min(lengths, default=1) == 0:
-    raise InputError(f"prompt {lengths.index(0)} has no tokens")
-  c = transformer.config
+  c, lengths = transformer.config, check_tokens(transformer, prompts)
   if lengths and max(lengths) + new > c.max_positions:
     raise InputError(
       f"a prompt of {max(lengths)} tokens and {new} new ones exceed the "
       f"model's {c.max_positions} positions; lower max_new_tokens or shorten the prompt"
     )
+  return lengths
+
+
+def check_tokens(transformer, prompts) -> list[int]:
+  """The number of tokens of each prompt.
+
+  Raises:
+    InputError: a prompt is empty, or has ids that are not in the vocabulary.
+  """
+  lengths, c = [len(p) for p in prompts], transformer.config
+  if min(lengths, default=1) == 0:
+    raise InputError(f"prompt {lengths.index(0)} has no tokens")
   for i, prompt in enumerate(prompts):
     if not 0 <= min(prompt) <= max(prompt) < c.vocab_size:
       bad = next(t for t in prompt if not 0 <= t < c.vocab_size)

@@ -1,5 +1,6 @@
 """Log-likelihoods of completions against transformers' logits of the whole text."""
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -10,7 +11,7 @@ from jaxpeft import assets
 from jaxpeft.data import encode, tokenizer
 from jaxpeft.data.tokenizer import Tokenizer
 from jaxpeft.errors import InputError
-from jaxpeft.generation import score
+from jaxpeft.generation import decode, score
 from jaxpeft.generation.ask import Conversation, LocalAsk, Request, completion_ids
 from tests.support.families import save
 
@@ -111,3 +112,39 @@ def test_what_cannot_be_scored_is_refused():
   ):
     with pytest.raises(InputError, match=message):
       score.score(model.transformer, model.params, prompts, given)
+
+
+def test_it_says_whether_greedy_gives_a_completion():
+  model = jaxpeft.load("embedded", dtype="float32")
+  net, params = model.transformer, model.params
+  prompts = [model.tokenizer.encode(f"Question: {x}+13?\nAnswer:") for x in (2, 41)]
+  new = decode.generate(net, params, prompts, 9)
+  other = [[row[:4], row, [*row[:3], row[3] ^ 1, *row[4:]]] for row in new]
+  got = score.with_greedy(net, params, prompts, other)
+  assert [[greedy for _, greedy in some] for some in got] == [[True, True, False]] * 2
+  assert all(some[0][0] > some[1][0] > some[2][0] for some in got)
+
+
+def test_long_completions_are_scored_piece_by_piece(monkeypatch):
+  model = jaxpeft.load("embedded", dtype="float32")
+  net, params = model.transformer, model.params
+  rng = np.random.default_rng(0)
+  prompts, new = rng.integers(3, 500, (2, 5)).tolist(), rng.integers(3, 500, (2, 1, 61))
+  whole = score.score(net, params, prompts, new.tolist())
+  score.logprobs.clear_cache()
+  monkeypatch.setattr(score, "_NUMBERS", 5 * 2 * 512)
+  pieces = score.score(net, params, prompts, new.tolist())
+  np.testing.assert_allclose(pieces, whole, rtol=1e-6)
+  logits = jax.make_jaxpr(score.logprobs, static_argnums=0)(
+    net, params, *(np.zeros(x, int) for x in ((2, 16), 2, (2, 1, 61), (2, 1)))
+  )
+  assert "f32[2,60,512]" not in str(logits)
+  score.logprobs.clear_cache()
+
+
+def test_a_completion_may_end_one_token_past_the_last_position():
+  model = jaxpeft.load("embedded", dtype="float32")
+  net, params, prompt = model.transformer, model.params, [5] * 1000
+  score.score(net, params, [prompt, [7]], [[[3] * 25], [[4] * 30]])
+  with pytest.raises(InputError, match="1000 tokens and a completion of 26 exceed"):
+    score.score(net, params, [prompt], [[[3] * 26]])
