@@ -22,6 +22,7 @@ _OF_ROWS = {
   "choices": "question/answer",
   "alpaca": "alpaca",
   "prompt/completion": "plain",
+  "segments": "plain",
 }
 
 

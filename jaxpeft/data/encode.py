@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft.data import contents, examples, formats
+from jaxpeft.data import contents, examples, formats, segments
 from jaxpeft.data.examples import Counts, Examples
 from jaxpeft.data.examples import Example as Example  # where it used to be
 from jaxpeft.data.files import Placed
@@ -101,10 +101,10 @@ def _some(rows: Iterable, source) -> Iterator[list[tuple[Placed, str, dict, tupl
     placed = row if isinstance(row, Placed) else None
     placed = placed or Placed(f"{source}, row {number}", row, 0.0)
     form, row = formats.checked(placed.row, placed.place)
-    chat = form == "messages"
-    texts = () if chat else formats.prompt_and_completion(row, form)
+    own = form in ("messages", segments.FIELD)  # its text is not in two pieces
+    texts = () if own else formats.prompt_and_completion(row, form)
     out.append((placed, form, row, texts))
-    size += sum(map(len, texts)) if texts else len(str(row["messages"]))
+    size += sum(map(len, texts)) if texts else len(str(row[form]))
     if len(out) >= _ROWS or size >= _CHARACTERS:
       yield out
       out, size = [], 0
@@ -118,9 +118,14 @@ def _encode(some, tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
   befores = tokenizer.encode_all([a for a, _ in texts], bos=True)
   wholes = tokenizer.encode_all([a + b for a, b in texts], bos=True)
   pairs = zip(befores, wholes, strict=True)
+  rows = [row[form] for _, form, row, _ in some if form == segments.FIELD]
+  transcripts = iter(segments.encode_all(rows, tokenizer))
   for placed, form, row, pair in some:
     if form == "messages":
       yield _conversation(row, tokenizer, placed.place)
+      continue
+    if form == segments.FIELD:
+      yield next(transcripts)
       continue
     prompt, whole = next(pairs)
     fits = whole[: len(prompt)] == prompt

@@ -3,7 +3,7 @@
 import difflib
 import json
 
-from jaxpeft.data import choices
+from jaxpeft.data import choices, segments
 from jaxpeft.errors import InputError, unknown
 
 # form -> the fields that identify it; the first form that fits is taken.
@@ -14,6 +14,7 @@ FORMATS = {
   "question/answer": ("question", "answer"),
   "prompt/completion": ("prompt", "completion"),
   "alpaca": ("instruction", "output"),
+  "segments": (segments.FIELD,),
 }
 _CHATS = ("messages", "conversations", "conversation")
 _MORE = (
@@ -49,7 +50,8 @@ _ALPACA = (
 def checked(row, place: str) -> tuple[str, dict]:
   """(form, row): the name of a row's form, and the row as that form has it.
 
-  Conversations of every form become {"messages": [...], "tools": ... or None}.
+  Conversations of every form become {"messages": [...], "tools": ... or None}, and
+  segments become {"segments": tuple of `segments.Segment`}.
 
   Args:
     row: a dict with the fields of one form, of which further fields are ignored. A
@@ -69,6 +71,8 @@ def checked(row, place: str) -> tuple[str, dict]:
       if all(row.get(field) is not None for field in fields):
         if form in _CHATS:
           return "messages", _chat(row, form, place)
+        if form == segments.FIELD:
+          return form, {form: _segments(row[form], place)}
         _check_texts(row, form, place)
         return form, row
   raise _no_form(row, place)
@@ -94,6 +98,8 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
     paired = ", paired with an input that provides further context" if more else ""
     context = f"### Input:\n{more}\n\n" if more else ""
     return _ALPACA.format(paired, row["instruction"], context), row["output"]
+  if form == segments.FIELD:
+    return segments.split(segments.parse(row[form], "a row"))
   return row["prompt"], row["completion"]
 
 
@@ -197,6 +203,14 @@ def _check_size(characters: int, place: str):
       f"{place}: has {characters} characters; at most {_MOST} are read as one row: "
       "split it"
     )
+
+
+def _segments(value, place: str) -> tuple[segments.Segment, ...]:
+  found = segments.parse(_parsed(value, segments.FIELD, place), place)
+  _check_size(sum(len(segment.text) for segment in found), place)
+  for segment in found:
+    check_characters(segment.text, segments.FIELD, place)
+  return found
 
 
 def _chat(row: dict, form: str, place: str) -> dict:

@@ -284,7 +284,9 @@ def test_places_that_are_no_files_are_told_apart(tmp_path):
 
 # ---- any file --------------------------------------------------------------------
 
-_words = st.sampled_from([*formats.FIELDS, "role", "content", "from", "value", "gpt"])
+_words = st.sampled_from(
+  [*formats.FIELDS, "role", "content", "from", "value", "gpt", "text", "learn"]
+)
 _text = st.text(max_size=8) | _words | st.just("\ud800")
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | _text
 _values = st.recursive(

@@ -280,6 +280,7 @@ _ROWS = [
   {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
   {"text": "a b c"},
   {"messages": _MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}]},
+  {"segments": [{"text": "a", "learn": False}, {"text": "b", "learn": True}]},
 ]
 
 

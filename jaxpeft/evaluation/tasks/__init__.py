@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxpeft.errors import unknown
-from jaxpeft.evaluation.tasks import choice, exact, gsm8k
+from jaxpeft.evaluation.tasks import budget, choice, exact, gsm8k
 
-TASKS = {"gsm8k": gsm8k, "exact": exact, "choice": choice}
+TASKS = {"gsm8k": gsm8k, "exact": exact, "choice": choice, "budget": budget}
 DEFAULTS = types.SimpleNamespace(
   normalize="strip", extract="", labels="", choice="likelihood"
 )

@@ -1,0 +1,33 @@
+r"""The embedded toy learns to try, to check its tries, and to try again.
+
+  python benchmarks/sets_toy.py --seeds=3                     everything, and a table
+  python train.py --config=configs/sets_toy.py                the first stage alone
+
+Full fine-tuning on transcripts of the task `budget` (jaxpeft/data/budget.py), for
+strategies that verify and correct their own answers, such as SETS [Chen et al. 2025,
+arXiv:2501.19306]. In the first stage, all wrong tries in the transcripts are drawn from
+the prices; the benchmark goes on with wrong tries of the model itself.
+Hardware: two CPU cores.
+"""
+
+from jaxpeft import config
+
+
+def get_config():
+  """The config of this run."""
+  c = config.base()
+  c.model.remat = "none"
+  c.adapt.main = dict(name="Full", match=".*")
+  c.data.train = "embedded:budget/train"
+  c.data.eval = "embedded:budget/test"
+  c.data.max_tokens = 208  # of a transcript with the most wrong tries
+  c.train.steps = 800
+  c.train.log_every = 50
+  c.train.eval_every = c.train.save_every = 200
+  c.optim.lr = 3e-3
+  c.optim.weight_decay = 0.01
+  c.optim.options = dict(b2=0.98)
+  c.eval.task = "budget"
+  c.eval.max_new_tokens = 8
+  c.eval.batch_size = 200
+  return c
