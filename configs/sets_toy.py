@@ -2,24 +2,30 @@ r"""The embedded toy learns to try, to check its tries, and to try again.
 
   python benchmarks/sets_toy.py --seeds=3                     everything, and a table
   python train.py --config=configs/sets_toy.py                the first stage alone
+  python train.py --config=configs/sets_toy.py:sums           the control
 
 Full fine-tuning on transcripts of the task `budget` (jaxpeft/data/budget.py), for
 strategies that verify and correct their own answers, such as SETS [Chen et al. 2025,
 arXiv:2501.19306]. In the first stage, all wrong tries in the transcripts are drawn from
-the prices; the benchmark goes on with wrong tries of the model itself.
+the prices; the benchmark goes on with wrong tries of the model itself. The control is
+the task `sums`, where checking is as hard as solving.
 Hardware: two CPU cores.
 """
 
 from jaxpeft import config
+from jaxpeft.errors import unknown
+
+TASKS = ("budget", "sums")
 
 
-def get_config():
-  """The config of this run."""
+def get_config(task="budget"):
+  """The config of this run on that task."""
+  if task not in TASKS:
+    raise unknown("task", task, TASKS)
   c = config.base()
   c.model.remat = "none"
   c.adapt.main = dict(name="Full", match=".*")
-  c.data.train = "embedded:budget/train"
-  c.data.eval = "embedded:budget/test"
+  c.data.train, c.data.eval = f"embedded:{task}/train", f"embedded:{task}/test"
   c.data.max_tokens = 208  # of a transcript with the most wrong tries
   c.train.steps = 800
   c.train.log_every = 50
@@ -27,7 +33,7 @@ def get_config():
   c.optim.lr = 3e-3
   c.optim.weight_decay = 0.01
   c.optim.options = dict(b2=0.98)
-  c.eval.task = "budget"
+  c.eval.task = task
   c.eval.max_new_tokens = 8
   c.eval.batch_size = 200
   return c

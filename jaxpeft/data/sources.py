@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jaxpeft.data import budget, files, fingerprint, formats, hub, toy
+from jaxpeft.data import budget, files, fingerprint, formats, hub, sums, toy, tries
 from jaxpeft.data.files import Placed
 from jaxpeft.errors import InputError
 
@@ -162,7 +162,8 @@ def embedded(name: str) -> list[dict]:
   """The rows of an embedded data set.
 
   Args:
-    name: "one_step", "two_step" or "budget" with "/train" or "/test"; or "pretrain".
+    name: "one_step", "two_step", "budget" or "sums" with "/train" or "/test"; or
+      "pretrain".
   Raises:
     InputError: there is no data set of that name.
   """
@@ -177,13 +178,15 @@ def _embedded(name: str):
     )
   steps, _, split = name.partition("/")
   sizes = {"train": 8_000, "test": 1_000}
-  if steps not in ("one_step", "two_step", "budget") or split not in sizes:
+  kinds: dict[str, tries.Problem] = {"budget": budget, "sums": sums}
+  if steps not in ("one_step", "two_step", *kinds) or split not in sizes:
     raise InputError(
-      f"unknown embedded data {name!r}; known: pretrain, and one_step, two_step or "
-      "budget with /train or /test"
+      f"unknown embedded data {name!r}; known: pretrain, and one_step, two_step, "
+      "budget or sums with /train or /test"
     )
-  if steps == "budget":
-    return lambda: budget.rows(split, {"train": 30_000, "test": 1_000}[split], seed=0)
+  if steps in kinds:
+    count = {"train": 30_000, "test": 1_000}[split]
+    return lambda: tries.rows(kinds[steps], split, count, seed=0)
   return lambda: toy.problems(1 + (steps == "two_step"), split, sizes[split], seed=0)
 
 

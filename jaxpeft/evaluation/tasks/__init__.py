@@ -20,9 +20,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxpeft.errors import unknown
-from jaxpeft.evaluation.tasks import budget, choice, exact, gsm8k
+from jaxpeft.evaluation.tasks import budget, choice, exact, gsm8k, sums
 
-TASKS = {"gsm8k": gsm8k, "exact": exact, "choice": choice, "budget": budget}
+TASKS = {
+  "gsm8k": gsm8k,
+  "exact": exact,
+  "choice": choice,
+  "budget": budget,
+  "sums": sums,
+}
 DEFAULTS = types.SimpleNamespace(
   normalize="strip", extract="", labels="", choice="likelihood"
 )

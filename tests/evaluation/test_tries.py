@@ -1,4 +1,4 @@
-"""The embedded task `budget`: its problems, its checks, and prompts as in training."""
+"""The embedded tasks `budget` and `sums`: problems, checks, prompts."""
 
 import itertools
 import pathlib
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 import jaxpeft
 from jaxpeft import assets, config_file, objectives
-from jaxpeft.data import budget, encode, sources, tokenizer
+from jaxpeft.data import budget, encode, sources, sums, tokenizer, tries
 from jaxpeft.evaluation import tasks
-from jaxpeft.evaluation.tasks import budget as task
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROW = dict(prices=[34, 12, 57, 45, 31, 22, 18, 40], total=91)
-ROLES = task.roles(None)
+TASK, SUMS = tasks.make("budget"), tasks.make("sums")
+ROLES = TASK.roles(None)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def texts(row):
 
 
 def test_problems_have_one_solution_and_belong_to_one_split():
-  found = {split: budget.problems(split, 400, seed=3) for split in ("train", "test")}
+  found = {
+    split: tries.problems(budget, split, 400, seed=3) for split in ("train", "test")
+  }
   for row in [*found["train"], *found["test"]]:
     assert len(set(row["prices"])) == 8
     assert 10 <= min(row["prices"]) < max(row["prices"]) <= 49
@@ -52,53 +54,55 @@ def test_problems_have_one_solution_and_belong_to_one_split():
   for split, rows in found.items():
     for row in rows[:50]:
       row["prices"].sort()
-      assert budget._split(row) == split
-  drawn = [budget._draw(random.Random(i)) for i in range(2000)]
-  assert 0.1 < np.mean([budget._split(row) == "test" for row in drawn]) < 0.15
+      assert tries._split(budget.key(row)) == split
+  drawn = [budget.draw(random.Random(i)) for i in range(2000)]
+  assert (
+    0.1 < np.mean([tries._split(budget.key(row)) == "test" for row in drawn]) < 0.15
+  )
 
 
 def test_problems_are_the_same_every_time_and_others_for_another_seed():
-  a, b, c = (budget.problems("test", 20, seed) for seed in (0, 0, 1))
+  a, b, c = (tries.problems(budget, "test", 20, seed) for seed in (0, 0, 1))
   assert a == b
   assert not [row for row in a if row in c]
-  assert budget.rows("test", 5, 0) == sources.embedded("budget/test")[:5]
+  assert tries.rows(budget, "test", 5, 0) == sources.embedded("budget/test")[:5]
 
 
 def test_transcripts_end_with_the_right_try_and_check_every_try():
-  rows = budget.rows("train", 400, seed=1)
+  rows = tries.rows(budget, "train", 400, seed=1)
   counts = []
   for row in rows:
-    head, *tries = texts(row).split("Try:")
+    head, *lines = texts(row).split("Try:")
     assert head == f"Q: {row['total']} of {' '.join(map(str, row['prices']))}\n"
-    for number, line in enumerate(tries, 1):
+    for number, line in enumerate(lines, 1):
       a, b, total, verdict = re.fullmatch(
         r" (\d+)\+(\d+)=\d+/(\d+) (yes|no)\n?", line
       ).groups()
       assert f"={int(a) + int(b)}/{row['total']} " in line
       assert total == str(row["total"])
-      assert (verdict == "yes") == solves(row, f"{a}+{b}") == (number == len(tries))
-    assert len(set(tries)) == len(tries)
-    counts.append(len(tries) - 1)
+      assert (verdict == "yes") == solves(row, f"{a}+{b}") == (number == len(lines))
+    assert len(set(lines)) == len(lines)
+    counts.append(len(lines) - 1)
     assert [x["text"] for x in row["segments"] if not x["learn"]][1::2] == [
-      f"{line.split('=')[0]}=" for line in tries[:-1]
+      f"{line.split('=')[0]}=" for line in lines[:-1]
     ]
   assert 0.28 < np.mean([count == 0 for count in counts]) < 0.42
-  assert max(counts) == budget.MOST == 8
+  assert max(counts) == tries.MOST == 8
 
 
 def test_half_of_the_wrong_tries_are_the_solver_s_own():
-  plain = budget.problems("train", 300, seed=1)
+  plain = tries.problems(budget, "train", 300, seed=1)
   own = [["11+11", "10+99", budget.gold(row), "11+11", "1"] for row in plain]
-  found = budget.rows("train", 300, 1, own)
+  found = tries.told(budget, plain, 1, own)
   assert [dict(prices=x["prices"], total=x["total"]) for x in found] == plain
   mine = other = 0
   for row in found:
-    tries = re.findall(r"Try: (.*?)=", texts(row))[:-1]
-    assert not any(solves(row, x) for x in tries)
-    here = sum(x in ("11+11", "10+99", "1") for x in tries)
-    assert here <= (len(tries) + 1) // 2
-    assert len(set(tries)) == len(tries)
-    mine, other = mine + here, other + len(tries) - here
+    lines = re.findall(r"Try: (.*?)=", texts(row))[:-1]
+    assert not any(solves(row, x) for x in lines)
+    here = sum(x in ("11+11", "10+99", "1") for x in lines)
+    assert here <= (len(lines) + 1) // 2
+    assert len(set(lines)) == len(lines)
+    mine, other = mine + here, other + len(lines) - here
   assert 0.35 < mine / (mine + other) < 0.65
 
 
@@ -121,8 +125,8 @@ def test_scores_and_checks_against_brute_force(answer):
   same = re.fullmatch(r"0*(\d+)\+0*(\d+)", answer.strip(), re.ASCII)
   if same and len(answer) <= 7:
     want = solves(ROW, "+".join(same.groups()))
-  assert task.score(answer, ROW) == {"strict": want}
-  assert task.score(f"{answer}=1/2 no", ROW) == {"strict": want}
+  assert TASK.score(answer, ROW) == {"strict": want}
+  assert TASK.score(f"{answer}=1/2 no", ROW) == {"strict": want}
   if not answer.strip().startswith("0"):
     assert ROLES.verdict(budget.check(ROW, answer)) == want
 
@@ -138,9 +142,9 @@ def test_checks_say_what_is_wrong():
 
 
 def test_answers_are_voted_on_whatever_their_order():
-  assert task.answer(" 57+34=91/91 yes") == task.answer("34+57") == "34+57"
-  assert task.answer("34+57+1") == task.answer("") == task.INVALID
-  assert task.gold(ROW) == "34+57"
+  assert TASK.answer(" 57+34=91/91 yes") == TASK.answer("34+57") == "34+57"
+  assert TASK.answer("34+57+1") == TASK.answer("") == "[invalid]"
+  assert TASK.gold(ROW) == "34+57"
 
 
 def test_wrong_tries_are_pairs_of_prices_and_mostly_near():
@@ -153,12 +157,53 @@ def test_wrong_tries_are_pairs_of_prices_and_mostly_near():
   assert len(set(found)) == 27
 
 
+# ---- sums ----------------------------------------------------------------------
+
+
+def test_sums_are_right_by_evaluation_and_checks_agree():
+  rng = random.Random(0)
+  for row in tries.problems(sums, "train", 300, seed=2):
+    a, b, c = row["terms"]
+    assert sums.head(row) == f"Q: {a}{b:+d}{c:+d}\n"
+    last = eval(sums.head(row)[3:])
+    assert sums.gold(row) == f"{a + b} {last}"
+    assert 1 <= a + b <= 99
+    assert 1 <= last <= 99
+    for answer in (sums.gold(row), *(sums.wrong(rng, row) for _ in range(8))):
+      want = answer.split()[1] == str(last)
+      assert want == (answer == sums.gold(row))
+      assert SUMS.score(f" {answer}=", row) == {"strict": want}
+      verdict = "yes" if want else "no"
+      assert sums.check(row, answer) == f"{sums.gold(row)} {verdict}"
+  assert SUMS.answer(" 56 49=56 49 yes") == SUMS.answer("1 49") == "49"
+  assert SUMS.answer("49") == SUMS.answer("56 49 1") == "[invalid]"
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    (ROW, "needs rows with `terms`"),
+    (dict(terms=[1, 2]), "needs rows with `terms`"),
+    (dict(terms=[1, 2, "3"]), "needs rows with `terms`"),
+    (dict(terms=[1, 2, 10**40]), "needs rows with `terms`"),
+    (dict(terms=[1, -2, 3]), "not from 0 to 999"),
+  ],
+)
+def test_rows_that_are_no_sum_are_bad_input(row, message):
+  for ask in (SUMS.gold, SUMS.prompt):
+    with pytest.raises(jaxpeft.InputError, match=message) as e:
+      ask(row)
+    assert "\n" not in str(e.value)
+
+
 # ---- roles -----------------------------------------------------------------------
 
 
-def test_prompts_of_the_roles_are_starts_of_training_transcripts(tok):
+@pytest.mark.parametrize("name", ["budget", "sums"])
+def test_prompts_of_the_roles_are_starts_of_training_transcripts(tok, name):
   """Token for token, and what is generated there is exactly what is learned there."""
-  rows = budget.rows("train", 60, seed=5)
+  ROLES = tasks.make(name).roles(None)
+  rows = sources.embedded(f"{name}/test")[:60]
   examples = encode.encode(rows, tok, 400, "completion").examples
   asked = 0
   for row, example in zip(rows, examples, strict=True):
@@ -199,7 +244,7 @@ def test_roles_read_what_was_generated():
 
 
 def test_shots_are_solved_problems_without_wrong_tries():
-  text = task.prompt(ROW, [dict(prices=[1, 2, 3], total=5)])
+  text = TASK.prompt(ROW, [dict(prices=[1, 2, 3], total=5)])
   assert text == (
     "Q: 5 of 1 2 3\nTry: 2+3=5/5 yes\nQ: 91 of 34 12 57 45 31 22 18 40\nTry:"
   )
@@ -218,7 +263,7 @@ def test_shots_are_solved_problems_without_wrong_tries():
   ],
 )
 def test_rows_that_are_no_problem_are_bad_input(row, message):
-  for ask in (task.gold, task.prompt):
+  for ask in (TASK.gold, TASK.prompt):
     with pytest.raises(jaxpeft.InputError, match=message) as e:
       ask(row)
     assert "\n" not in str(e.value)
@@ -226,8 +271,10 @@ def test_rows_that_are_no_problem_are_bad_input(row, message):
 
 def test_the_config_trains_on_whole_transcripts(tok):
   config = config_file.load(str(ROOT / "configs/sets_toy.py"), [])
-  assert tasks.make(config.eval.task, config.eval) is task
-  rows = budget.rows("train", 500, seed=0)  # the first ones of `config.data.train`
+  assert tasks.make(config.eval.task, config.eval) == TASK
+  rows = tries.rows(
+    budget, "train", 500, seed=0
+  )  # the first ones of `config.data.train`
   found = objectives.from_config(config).encode(
     rows, tok, config.data.max_tokens, "budget"
   )

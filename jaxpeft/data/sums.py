@@ -1,0 +1,68 @@
+"""The problem `sums`, whose check is as hard as its solution; see `data.tries`.
+
+What are two steps of an addition or a subtraction? A try shows both results, and its
+check computes them again. So there is little to gain from checking. A row is
+{"terms": [31, 25, -7]}.
+"""
+
+import random
+import re
+
+_LIMIT = 99  # the largest result of a step
+_TWO = re.compile(r"(\d{1,3}) (\d{1,3})", re.ASCII)
+
+
+def draw(rng: random.Random) -> dict:
+  """A problem whose results are from 1 to 99."""
+  while True:
+    terms = [rng.randint(2, _LIMIT)]
+    terms += [rng.choice((-1, 1)) * rng.randint(2, _LIMIT - 1) for _ in range(2)]
+    if all(1 <= x <= _LIMIT for x in results(dict(terms=terms))):
+      return dict(terms=terms)
+
+
+def key(row: dict) -> tuple:
+  """The numbers in their order."""
+  return tuple(row["terms"])
+
+
+def results(row: dict) -> tuple[int, int]:
+  """The results of both steps."""
+  a, b, c = row["terms"]
+  return a + b, a + b + c
+
+
+def head(row: dict) -> str:
+  """The text of a problem."""
+  a, b, c = row["terms"]
+  return f"Q: {a}{b:+d}{c:+d}\n"
+
+
+def gold(row: dict) -> str:
+  """Both results."""
+  return "{} {}".format(*results(row))
+
+
+def value(answer: str) -> str | None:
+  """The second result, which is the answer; None if there are not two."""
+  found = _TWO.fullmatch(answer.strip())
+  return found and str(int(found[2]))
+
+
+def right(row: dict, answer: str) -> bool:
+  """Whether its second result is right."""
+  return value(answer) == str(results(row)[1])
+
+
+def check(row: dict, answer: str) -> str:
+  """The right results, and the verdict."""
+  return f"{gold(row)} {'yes' if right(row, answer) else 'no'}"
+
+
+def wrong(rng: random.Random, row: dict) -> str:
+  """Results with a slip in the first step, which goes on, or in the second."""
+  a, b = results(row)
+  slip = rng.choice((-10, -2, -1, 1, 2, 10))
+  first = rng.random() < 0.5
+  a, b = (a + slip if first else a), b + slip
+  return f"{abs(a)} {abs(b) if abs(b) != results(row)[1] else abs(b) + 1}"
