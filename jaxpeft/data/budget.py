@@ -8,6 +8,8 @@ import itertools
 import random
 import re
 
+MARK, MOST = "=", 8
+LIMITS = 8, 12  # tokens of " 34+45=" and of "79/91 no\n", and a few more
 PRICES, LOW, HIGH = 8, 10, 49  # how many there are, and from where to where
 _NEAR = 0.7  # share of wrong tries whose sum is nearly right
 _PAIR = re.compile(r"(\d{1,3})\+(\d{1,3})", re.ASCII)

@@ -1,15 +1,17 @@
 """The problem `sums`, whose check is as hard as its solution; see `data.tries`.
 
-What are two steps of an addition or a subtraction? A try shows both results, and its
-check computes them again. So there is little to gain from checking. A row is
+What are two steps of an addition or a subtraction? A try writes both steps down, and
+its check does them again. So there is little to gain from checking. A row is
 {"terms": [31, 25, -7]}.
 """
 
 import random
 import re
 
+MARK, MOST = ":", 4
+LIMITS = 20, 22  # tokens of "99+-98=100-98=100:" and of its check, and a few more
 _LIMIT = 99  # the largest result of a step
-_TWO = re.compile(r"(\d{1,3}) (\d{1,3})", re.ASCII)
+_STEPS = re.compile(r"\d{1,3}[+-]\d{1,3}=\d{1,3}[+-]\d{1,3}=(\d{1,3})", re.ASCII)
 
 
 def draw(rng: random.Random) -> dict:
@@ -39,30 +41,36 @@ def head(row: dict) -> str:
 
 
 def gold(row: dict) -> str:
-  """Both results."""
-  return "{} {}".format(*results(row))
+  """Both steps with their results."""
+  return _steps(row, *results(row))
 
 
 def value(answer: str) -> str | None:
-  """The second result, which is the answer; None if there are not two."""
-  found = _TWO.fullmatch(answer.strip())
-  return found and str(int(found[2]))
+  """The second result, which is the answer; None if there are not two steps."""
+  found = _STEPS.fullmatch(answer.strip())
+  return found and str(int(found[1]))
 
 
 def right(row: dict, answer: str) -> bool:
-  """Whether its second result is right."""
+  """Whether the second result is right."""
   return value(answer) == str(results(row)[1])
 
 
 def check(row: dict, answer: str) -> str:
-  """The right results, and the verdict."""
+  """Both steps again, and the verdict."""
   return f"{gold(row)} {'yes' if right(row, answer) else 'no'}"
 
 
 def wrong(rng: random.Random, row: dict) -> str:
-  """Results with a slip in the first step, which goes on, or in the second."""
+  """Steps with a slip in the first result, which goes on, or in the second."""
   a, b = results(row)
-  slip = rng.choice((-10, -2, -1, 1, 2, 10))
-  first = rng.random() < 0.5
-  a, b = (a + slip if first else a), b + slip
-  return f"{abs(a)} {abs(b) if abs(b) != results(row)[1] else abs(b) + 1}"
+  while True:
+    slip = rng.choice((-10, -2, -1, 1, 2, 10))
+    first = slip if rng.random() < 0.5 else 0
+    if a + first > 0 and b + slip > 0:
+      return _steps(row, a + first, b + slip)
+
+
+def _steps(row: dict, first: int, second: int) -> str:
+  a, b, c = row["terms"]
+  return f"{a}{b:+d}={first}{c:+d}={second}"

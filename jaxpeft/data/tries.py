@@ -4,7 +4,7 @@ A transcript is one growing text, so that what a model is asked in each of its r
 a start of what it was trained on:
 
   Q: 91 of 34 12 57 45 31 22 18 40      the problem
-  Try: 34+45=79/91 no                   a try up to "=", then its check
+  Try: 34+45=79/91 no                   a try up to a mark, "=", then its check
   Try: 34+57=91/91 yes                  a better one, and its check, which ends the text
 
 Wrong tries are seen and not learned; every check is learned, and the right try is.
@@ -15,14 +15,22 @@ import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
-MARK = "="  # ends a try
-MOST = 8  # wrong tries in a transcript
 _BARE = 0.35  # share of transcripts without a wrong try
 _TEST_SHARE = 8  # one of 8 problems is in the test split
 
 
 class Problem(Protocol):
-  """A kind of problem, e.g. the module `data.budget`. Its rows are dicts."""
+  """A kind of problem, e.g. the module `data.budget`. Its rows are dicts.
+
+  Attributes:
+    MARK: ends a try.
+    MOST: wrong tries in a transcript.
+    LIMITS: most tokens of a try and of a check, where a digit is a token.
+  """
+
+  MARK: str
+  MOST: int
+  LIMITS: tuple[int, int]
 
   def draw(self, rng: random.Random) -> dict:
     """A random problem."""
@@ -100,15 +108,15 @@ def transcript(kind: Problem, row: dict, wrong: Sequence[str] = ()) -> list[dict
   out = [(f"{kind.head(row)}Try:", False)]
   for answer in wrong:
     check = f"{kind.check(row, answer)}\n"
-    out += [(f" {answer}{MARK}", False), (check, True), ("Try:", False)]
+    out += [(f" {answer}{kind.MARK}", False), (check, True), ("Try:", False)]
   answer = kind.gold(row)
-  out += [(f" {answer}{MARK}", True), (kind.check(row, answer), True)]
+  out += [(f" {answer}{kind.MARK}", True), (kind.check(row, answer), True)]
   return [dict(text=text, learn=learn) for text, learn in out]
 
 
 def _some(kind: Problem, rng: random.Random, row: dict, own) -> list[str]:
   """Different wrong tries, in any order."""
-  count = 0 if rng.random() < _BARE else rng.randint(1, MOST)
+  count = 0 if rng.random() < _BARE else rng.randint(1, kind.MOST)
   drawn = set()
   for _ in range(9 * count):  # a problem may not have so many
     if len(drawn) < count:

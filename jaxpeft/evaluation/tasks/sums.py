@@ -1,7 +1,7 @@
 """Sums: two steps of addition or subtraction. Checking it is as hard as solving it.
 
-A row of `embedded:sums/test` has `terms`, three numbers; an answer is both results,
-"56 49", of which the second one counts.
+A row of `embedded:sums/test` has `terms`, three numbers; an answer is both steps,
+"31+25=56-7=49", of which the last number counts.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxpeft.data import tries
-from jaxpeft.data.tries import MARK
 
 INVALID = "[invalid]"
 RULES = ("strict",)
@@ -56,7 +55,7 @@ class Tries:
 
   def cut(self, text: str) -> str:
     """The text up to the end of the try."""
-    return text.split(MARK)[0]
+    return text.split(self.kind.MARK)[0]
 
   def answer(self, text: str, rule: str = "strict") -> str:
     """What a try says, in one form, or `INVALID`."""
@@ -78,13 +77,21 @@ class Roles:
 
   Attributes:
     task: whose problems they are.
-    stop: {operation: texts that end what it says}.
-    limit: {operation: most new tokens}, for a tokenizer that has a token per digit.
   """
 
   task: Tries
-  stop = {"sample": (MARK,), "verify": ("\n",), "correct": (MARK,)}  # noqa: RUF012
-  limit = {"sample": 8, "verify": 12, "correct": 8}  # noqa: RUF012
+
+  @property
+  def stop(self) -> dict[str, tuple[str, ...]]:
+    """{operation: texts that end what is said}."""
+    mark = self.task.kind.MARK
+    return dict(sample=(mark,), verify=("\n",), correct=(mark,))
+
+  @property
+  def limit(self) -> dict[str, int | None]:
+    """{operation: most new tokens}."""
+    new, check = self.task.kind.LIMITS
+    return dict(sample=new, verify=check, correct=new)
 
   def sample(self, row: dict, shots: Sequence[dict] = ()) -> str:
     """The problem up to its first try."""
@@ -92,12 +99,13 @@ class Roles:
 
   def verify(self, row: dict, history: Sequence[tuple[str, str]], answer: str) -> str:
     """The transcript up to the check of a try."""
-    return f"{self.correct(row, history)} {answer}{MARK}"
+    return f"{self.correct(row, history)} {answer}{self.task.kind.MARK}"
 
   def correct(self, row: dict, history: Sequence[tuple[str, str]]) -> str:
     """The transcript up to the next try, after (try, check) pairs, oldest first."""
-    lines = [f"Try: {x}{MARK}{check.strip()}\n" for x, check in history]
-    return "".join([self.task.kind.head(row), *lines, "Try:"])
+    kind = self.task.kind
+    lines = [f"Try: {x}{kind.MARK}{check.strip()}\n" for x, check in history]
+    return "".join([kind.head(row), *lines, "Try:"])
 
   def verdict(self, text: str) -> bool:
     """Whether a check says yes; one that says neither is a no."""
