@@ -1,0 +1,1 @@
+"""Strategies: how a model spends tokens at test time to answer better."""
