@@ -103,24 +103,35 @@ def test_the_preview_marks_each_learned_part(tok):
   )
 
 
-def test_a_tokenizer_that_starts_texts_with_a_space_puts_one_at_the_start_only(tok):
-  pieces = ["<unk>", "▁", "A", ":", "7", "▁7", "<0x0A>"]
-  model = tokenizers.models.BPE(
-    {piece: i for i, piece in enumerate(pieces)}, [("▁", "7")], unk_token="<unk>",
-    byte_fallback=True,
-  )  # fmt: skip
+def spaced(tok, pieces, merges, **more):
+  """A tokenizer that puts a space before every text, as Llama 2's does."""
+  vocab = {piece: i for i, piece in enumerate(pieces)}
+  model = tokenizers.models.BPE(vocab, merges, unk_token="<unk>", **more)
   core = tokenizers.Tokenizer(model)
   core.normalizer = tokenizers.normalizers.Sequence(
     [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
   )
-  llama = dataclasses.replace(tok, core=core, add_bos=False, eos_ids=())
+  return dataclasses.replace(tok, core=core, add_bos=False, eos_ids=())
+
+
+def test_a_tokenizer_that_starts_texts_with_a_space_puts_one_at_the_start_only(tok):
+  pieces = ["<unk>", "▁", "A", ":", "7", "▁7", "<0x0A>"]
+  llama = spaced(tok, pieces, [("▁", "7")], byte_fallback=True)
   parts = [("A:", False), ("7", True), (" 7", True), ("\n", False), ("A", True)]
   (example,) = encoded(llama, [row(parts)]).examples
   want = ["▁", "A", ":", "7", "▁7", "<0x0A>", "A"]
   assert [pieces[i] for i in example.tokens] == want
-  whole = core.encode("".join(text for text, _ in parts)).tokens
+  whole = llama.core.encode("".join(text for text, _ in parts)).tokens
   assert want == whole, "as in one text, which is what generation starts from"
   assert example.supervised.tolist() == [i in (3, 4, 6) for i in range(7)]
+
+
+def test_a_text_that_melts_into_a_line_s_end_keeps_its_own_tokens(tok):
+  pieces = ["<unk>", "▁", "A", "\n", "\n\n"]
+  llama = spaced(tok, pieces, [("\n", "\n")])
+  parts = [("A", False), ("\nA", True), ("A", True)]
+  (example,) = encoded(llama, [row(parts)]).examples
+  assert [pieces[i] for i in example.tokens] == ["▁", "A", "▁", "\n", "A", "A"]
 
 
 @pytest.mark.parametrize("end", ["jsonl", "csv", "parquet"])
