@@ -14,7 +14,7 @@ from jaxpeft import cli
 from jaxpeft.errors import InputError
 
 flags.DEFINE_string("ckpt", None, "Directory of a run, as train.py wrote it.")
-flags.DEFINE_string("task", None, "gsm8k, exact, choice, or '' for the loss only.")
+flags.DEFINE_string("task", None, "See python -m jaxpeft list; '' for the loss.")
 flags.DEFINE_string("data", None, "File; default the run's data.eval.")
 flags.DEFINE_string("answer", None, "Rule that counts; default the run's eval.answer.")
 flags.DEFINE_string("normalize", None, "exact, choice: see eval.normalize.")

@@ -87,7 +87,7 @@ def base() -> config_dict.ConfigDict:
   c.optim.precondition = ""  # "scaled_gd" (NoRA+) rescales gradients before clipping
 
   c.eval = config_dict.ConfigDict()  # evaluation, before and after training
-  c.eval.task = "gsm8k"  # or "exact", "choice"; "" for the loss only
+  c.eval.task = "gsm8k"  # or "exact", "choice", "math", "trip", ...; "" for none
   c.eval.limit = 200  # problems; 0 is all
   c.eval.loss_limit = 256  # examples of the held-out loss; 0 is all
   c.eval.batch_size = 100  # most prompts at once; 0: as many as memory holds
@@ -100,6 +100,7 @@ def base() -> config_dict.ConfigDict:
   c.eval.extract = ""  # exact, choice: regex whose group 1 in a text is the answer
   c.eval.labels = ""  # choice: labels with commas; "" takes them from the data
   c.eval.choice = "likelihood"  # choice: or "generation"
+  c.eval.own_shots = False  # trip, meeting, calendar: ask the row's own prompt_5shot
   c.eval.shots = 0  # solved rows of data.train that a prompt shows before its problem
   c.eval.reuse_base = True  # keep the base's answers on disk for other runs
   c.lock()  # a mistyped key is an error, also in a config file

@@ -8,6 +8,7 @@ import csv
 import gzip
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from jaxpeft.errors import InputError
 _LINE = 16 * 2**20  # bytes of a line, or of a field of a CSV file
 _LIST = 64 * 2**20  # bytes of a JSON list
 _RATIO = 200  # of gzip; ordinary text has less than 20
+_START = 1000  # bytes from which the layout of a JSON file is told
+_NAMED = re.compile(rb'\{\s*"[^"\\]*"\s*:\s*\{')  # an object whose values are objects
 
 
 class Placed(NamedTuple):
@@ -32,8 +35,8 @@ def read(path: pathlib.Path) -> Iterator[Placed]:
   """The rows of a file; the end of its name says which format it has.
 
   .jsonl, .ndjson and unknown ends are JSON, a line a row; .json may also be a list of
-  rows; .csv and .tsv have a header; .parquet needs pyarrow. All but parquet may be
-  compressed (.gz).
+  rows, or an object {name: row}; .csv and .tsv have a header; .parquet needs pyarrow.
+  All but parquet may be compressed (.gz).
 
   Raises:
     InputError: the file cannot be read, or a line of it is invalid.
@@ -100,15 +103,21 @@ def _jsonl(path: pathlib.Path) -> Iterator[Placed]:
 
 
 def _json(path: pathlib.Path) -> Iterator[Placed]:
-  """A list of rows, or otherwise lines as in JSONL."""
+  """A list of rows, an object of rows by their names, or lines as in JSONL."""
   opener = gzip.open if path.name.lower().endswith(".gz") else open
   with opener(path, "rb") as f:
-    start = f.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
-      yield from _jsonl(path)
-      return
+    start = f.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
+    named = _NAMED.match(start)
     f.seek(0)
-    text = f.read(_LIST + 1)
+    text = f.read(_LIST + 1) if named or start.startswith(b"[") else b""
+  rows = _named(text) if named else {}
+  if rows:
+    for number, (name, row) in enumerate(rows.items(), 1):
+      yield Placed(f"{path}, row {name[:80]!r}", row, number / len(rows))
+    return
+  if not start.startswith(b"["):
+    yield from _jsonl(path)
+    return
   if len(text) > _LIST:
     raise InputError(
       f"{path} is a JSON list of more than {_LIST} bytes; write it as JSONL, a line a "
@@ -120,6 +129,16 @@ def _json(path: pathlib.Path) -> Iterator[Placed]:
     raise InputError(f"cannot read the data file {path}: not UTF-8: {e}") from e
   for number, row in enumerate(rows, 1):
     yield Placed(f"{path}, row {number}", row, number / len(rows))
+
+
+def _named(text: bytes) -> dict:
+  """The rows of a JSON object {name: row}; {} if the text is no such object."""
+  try:
+    rows = json.loads(text) if len(text) <= _LIST else {}
+  except (ValueError, RecursionError):  # several lines, an object each
+    return {}
+  rows = rows if isinstance(rows, dict) else {}
+  return rows if all(isinstance(row, dict) for row in rows.values()) else {}
 
 
 def _csv(path: pathlib.Path) -> Iterator[Placed]:

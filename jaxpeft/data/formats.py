@@ -3,7 +3,7 @@
 import difflib
 import json
 
-from jaxpeft.data import choices, segments
+from jaxpeft.data import choices, plans, segments
 from jaxpeft.errors import InputError, unknown
 
 # form -> the fields that identify it; the first form that fits is taken.
@@ -15,6 +15,7 @@ FORMATS = {
   "prompt/completion": ("prompt", "completion"),
   "alpaca": ("instruction", "output"),
   "segments": (segments.FIELD,),
+  **plans.FORMS,
 }
 _CHATS = ("messages", "conversations", "conversation")
 _MORE = (
@@ -73,6 +74,11 @@ def checked(row, place: str) -> tuple[str, dict]:
           return "messages", _chat(row, form, place)
         if form == segments.FIELD:
           return form, {form: _segments(row[form], place)}
+        if form in plans.FORMS:
+          text = "".join(plans.checked(row, form, place))
+          check_characters(text, form, place)
+          _check_size(len(text), place)
+          return form, row
         _check_texts(row, form, place)
         return form, row
   raise _no_form(row, place)
@@ -100,6 +106,8 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
     return _ALPACA.format(paired, row["instruction"], context), row["output"]
   if form == segments.FIELD:
     return segments.split(segments.parse(row[form], "a row"))
+  if form in plans.FORMS:
+    return plans.split(row, form)
   return row["prompt"], row["completion"]
 
 

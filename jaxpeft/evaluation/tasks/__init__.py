@@ -20,7 +20,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxpeft.errors import unknown
-from jaxpeft.evaluation.tasks import budget, choice, exact, gsm8k, sums
+from jaxpeft.evaluation.tasks import (
+  budget,
+  calendar,
+  choice,
+  exact,
+  gsm8k,
+  maths,
+  meeting,
+  sums,
+  trip,
+)
 
 TASKS = {
   "gsm8k": gsm8k,
@@ -28,9 +38,13 @@ TASKS = {
   "choice": choice,
   "budget": budget,
   "sums": sums,
+  "math": maths,
+  "trip": trip,
+  "meeting": meeting,
+  "calendar": calendar,
 }
 DEFAULTS = types.SimpleNamespace(
-  normalize="strip", extract="", labels="", choice="likelihood"
+  normalize="strip", extract="", labels="", choice="likelihood", own_shots=False
 )
 
 
