@@ -15,7 +15,7 @@ Hardware: two CPU cores.
 from jaxpeft import config
 from jaxpeft.errors import unknown
 
-TASKS = {"budget": (800, 8), "sums": (400, 20)}  # steps, new tokens of a try
+TASKS = {"budget": (800, 8), "sums": (600, 20)}  # steps, new tokens of a try
 
 
 def get_config(task="budget"):

@@ -8,7 +8,7 @@ its check does them again. So there is little to gain from checking. A row is
 import random
 import re
 
-MARK, MOST = ":", 4
+MARK, MOST = ":", 2
 LIMITS = 20, 22  # tokens of "99+-98=100-98=100:" and of its check, and a few more
 _LIMIT = 99  # the largest result of a step
 _STEPS = re.compile(r"\d{1,3}[+-]\d{1,3}=\d{1,3}[+-]\d{1,3}=(\d{1,3})", re.ASCII)

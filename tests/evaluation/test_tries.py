@@ -104,6 +104,11 @@ def test_half_of_the_wrong_tries_are_the_solver_s_own():
     assert len(set(lines)) == len(lines)
     mine, other = mine + here, other + len(lines) - here
   assert 0.35 < mine / (mine + other) < 0.65
+  rng = random.Random(0)  # a solver may give what the generator gives
+  own = [[budget.wrong(rng, row) for _ in range(9)] for row in plain]
+  for row in tries.told(budget, plain, 1, own):
+    lines = re.findall(r"Try: (.*?)=", texts(row))
+    assert len(set(lines)) == len(lines)
 
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -243,6 +248,8 @@ def test_roles_read_what_was_generated():
   assert ROLES.verdict("91/91 yes")
   assert not ROLES.verdict("79/91 no\nTry: 1+1=2/2 yes"), "only its first line counts"
   assert not ROLES.verdict("")
+  long = ROLES.correct(ROW, [("34+45", " 79/91 no\nTry: 1+1=")])
+  assert long == ROLES.correct(ROW, [("34+45", "79/91 no")])
   assert set(ROLES.stop) == set(ROLES.limit) == {"sample", "verify", "correct"}
 
 

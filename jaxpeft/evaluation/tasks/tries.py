@@ -104,13 +104,18 @@ class Roles:
   def correct(self, row: dict, history: Sequence[tuple[str, str]]) -> str:
     """The transcript up to the next try, after (try, check) pairs, oldest first."""
     kind = self.task.kind
-    lines = [f"Try: {x}{kind.MARK}{check.strip()}\n" for x, check in history]
+    lines = [f"Try: {x}{kind.MARK}{_line(check)}\n" for x, check in history]
     return "".join([kind.head(row), *lines, "Try:"])
 
   def verdict(self, text: str) -> bool:
     """Whether a check says yes; one that says neither is a no."""
-    return text.split("\n")[0].strip().endswith("yes")
+    return _line(text).endswith("yes")
 
   def answer(self, text: str) -> str:
     """The try in what was generated, as it is put into later prompts."""
     return self.task.cut(text).strip()
+
+
+def _line(text: str) -> str:
+  """The first line of a text."""
+  return text.split("\n")[0].strip()
