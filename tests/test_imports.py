@@ -29,7 +29,7 @@ FLOORS = [
   {"config_file", "options", "run_data"},
   {"experiment"},
   {"export", "planning", "sweeps"},
-  {"chat", "hub"},
+  {"chat", "harness", "hub"},
   {"commands"},
   {"cli"},
   {"__main__"},
