@@ -21,6 +21,12 @@ flags.DEFINE_string("normalize", None, "exact, choice: see eval.normalize.")
 flags.DEFINE_string("extract", None, "exact, choice: regex, see eval.extract.")
 flags.DEFINE_string("labels", None, "choice: labels with commas, see eval.labels.")
 flags.DEFINE_enum("choice", None, ("likelihood", "generation"), "choice: how.")
+flags.DEFINE_string("strategy", None, "sets, self_consistency, ...; see test_time.md.")
+flags.DEFINE_integer("m", None, "strategy: chains or samples of a problem.")
+flags.DEFINE_integer("n", None, "strategy: most rounds of verify and correct.")
+flags.DEFINE_string("vote_over", None, "sets: all, or verified_first.")
+flags.DEFINE_string("by", None, "best_of_n: verify, choice, logprob, mean_logprob.")
+flags.DEFINE_list("temperatures", None, "strategy: of sample, verify and correct.")
 flags.DEFINE_integer("shots", None, "Solved rows in a prompt; default the run's.")
 flags.DEFINE_integer("limit", None, "Problems; 0 is all; default the run's eval.limit.")
 flags.DEFINE_float("temperature", None, "0 is greedy; default the run's.")
@@ -42,6 +48,7 @@ def main(argv):
   # Imported after the flags are parsed, so that a typing error is answered at once.
   from jaxpeft import console, experiment, options, run_data
   from jaxpeft.evaluation import evaluate, problems, shots
+  from jaxpeft.evaluation.strategies import report as reports
   from jaxpeft.objectives import from_config
   from jaxpeft.parallel import distributed, sharding
   from jaxpeft.training import workdir
@@ -67,7 +74,9 @@ def main(argv):
   table = {"loss [nats/token]": f"{nats:.4f}", "perplexity": f"{math.exp(nats):.3f}"}
   report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
   if task:
-    got = evaluate.answers(experiment.ask(config, model), asked, task, e.answer, shown)
+    ask, folder = experiment.ask(config, model), pathlib.Path(parsed.ckpt)
+    found = reports.of_run(config, ask, model, asked, task, shown, folder, out)
+    got = found.answers
     for rule, share in got.accuracy.items():
       low, high = got.interval[rule]
       table[f"accuracy, {rule}"] = f"{share:.1%}  [{low:.1%}, {high:.1%}]"
@@ -77,6 +86,8 @@ def main(argv):
       table[f"macro-F1, {got.rule}"] = f"{score:.3f}  [{low:.3f}, {high:.3f}]"
     for x in got.choice.get("confused", ()):
       table[f"{x['gold']} taken for"] = f"{x['found'] or 'no label'}: {x['count']}"
+    table |= found.table()
+    report |= found.settings(e)
     report |= dict(
       task=e.task,
       problems=len(asked),
@@ -98,9 +109,14 @@ def main(argv):
 def _configure(config, parsed) -> pathlib.Path | None:
   """Puts the flags' values into the run's config; returns where to write the report."""
   keys = ("task", "limit", "temperature", "max_new_tokens", "batch_size", "answer")
-  for key in (*keys, "normalize", "extract", "labels", "choice", "shots"):
+  strategy = ("strategy", "m", "n", "vote_over", "by")
+  for key in (*keys, "normalize", "extract", "labels", "choice", "shots", *strategy):
     if parsed[key].value is not None:
       config.eval[key] = parsed[key].value
+  if parsed.temperatures:
+    from jaxpeft.evaluation import strategies
+
+    config.eval.temperatures = strategies.temperatures(parsed.temperatures)
   if parsed.task is not None and parsed.answer is None:
     config.eval.answer = "strict"  # another task may not have the run's rule
   if parsed.limit is not None:

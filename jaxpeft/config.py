@@ -103,6 +103,12 @@ def base() -> config_dict.ConfigDict:
   c.eval.own_shots = False  # trip, meeting, calendar: ask the row's own prompt_5shot
   c.eval.shots = 0  # solved rows of data.train that a prompt shows before its problem
   c.eval.reuse_base = True  # keep the base's answers on disk for other runs
+  c.eval.strategy = ""  # "sets", "self_consistency", ... of eval.py; "" asks once
+  c.eval.m = 4  # chains or samples of a problem
+  c.eval.n = 4  # most rounds of verify and correct in a chain
+  c.eval.vote_over = "all"  # sets: or "verified_first"
+  c.eval.by = "verify"  # best_of_n: or "choice", "logprob", "mean_logprob"
+  c.eval.temperatures = (0.7, 0.7, 0.7)  # of a strategy's sample, verify and correct
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()
   c.data.columns.unlock()

@@ -2,7 +2,7 @@
 
 from jaxpeft import adapters, objectives
 from jaxpeft.errors import InputError
-from jaxpeft.evaluation import tasks
+from jaxpeft.evaluation import strategies, tasks
 from jaxpeft.generation.sampling import Sampling
 
 # The least value of options that are counts.
@@ -63,6 +63,9 @@ def check(config):
     raise InputError("config.adapt is empty: name a method there, e.g. Full or LoRA")
   objectives.from_config(config)
   sampling(config)
+  if config.eval.strategy:
+    strategies.get(config.eval.strategy)
+  strategies.options(config.eval)
   if config.eval.task:
     tasks.rule(tasks.make(config.eval.task, config.eval), config.eval.answer)
 

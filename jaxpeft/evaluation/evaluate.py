@@ -22,7 +22,7 @@ class Answers(NamedTuple):
   rule: str  # the one that counts
   accuracy: dict[str, float]  # by rule
   interval: dict[str, tuple[float, float]]  # 95 %, over the choice of problems only
-  records: list[dict]  # see `_record`
+  records: list[dict]  # see `record`
   choice: dict  # for labels: macro_f1, its interval, and confused; otherwise {}
   shots: int = 0  # solved rows in a prompt
 
@@ -62,18 +62,23 @@ def answers(
   asked = [_requests(task, row, own) for row, own in zip(rows, shots, strict=True)]
   replies = iter(ask([request for some in asked for request in some]))
   records = [
-    _record(task, row, some[0].prompt, [next(replies) for _ in some], rule)
+    record(task, row, some[0].prompt, [next(replies) for _ in some], rule)
     for row, some in zip(rows, asked, strict=True)
   ]
+  return summary(task, records, rule, max(map(len, shots), default=0))
+
+
+def summary(task, records: list[dict], rule: str, shots: int = 0) -> Answers:
+  """The scores of records, see `record`; `shots` are those in a prompt."""
   rules = records[0]["correct"].keys()
   hits = {rule: sum(r["correct"][rule] for r in records) for rule in rules}
   return Answers(
     rule,
-    {rule: hit / len(rows) for rule, hit in hits.items()},
-    {rule: wilson(hit, len(rows)) for rule, hit in hits.items()},
+    {rule: hit / len(records) for rule, hit in hits.items()},
+    {rule: wilson(hit, len(records)) for rule, hit in hits.items()},
     records,
     _choice(records, sorted(getattr(task, "labels", ())), rule),
-    max(map(len, shots), default=0),
+    shots,
   )
 
 
@@ -83,7 +88,7 @@ def _requests(task, row: dict, shots: Sequence[dict]) -> list[Request]:
   return [Request(prompt, text) for text in given] or [Request(prompt)]
 
 
-def _record(task, row: dict, prompt, replies: list[Reply], rule: str) -> dict:
+def record(task, row: dict, prompt, replies: list[Reply], rule: str) -> dict:
   """prompt, gold, text, and {rule: whether it is correct}.
 
   A task with labels adds {rule: label} as "found", and the log-likelihoods in nats of
@@ -98,9 +103,9 @@ def _record(task, row: dict, prompt, replies: list[Reply], rule: str) -> dict:
   found = task.choose(row, task.cut(replies[0].text), scores)
   text = found[rule] if scores else task.cut(replies[0].text)
   correct = {rule: label == gold for rule, label in found.items()}
-  record = dict(prompt=str(prompt), gold=gold, text=text, correct=correct, found=found)
+  made = dict(prompt=str(prompt), gold=gold, text=text, correct=correct, found=found)
   by_text = {r.text: r.logprob for r in replies}
-  return record | (dict(logprobs=by_text) if scores else {})
+  return made | (dict(logprobs=by_text) if scores else {})
 
 
 def _choice(records: list[dict], labels: list[str], rule: str) -> dict:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from jaxpeft.evaluation.tasks.parts import Prompt
 from jaxpeft.generation.ask import Conversation, plain_content
 
-OPERATIONS = ("sample", "verify", "correct")
+OPERATIONS: tuple[str, ...] = ("sample", "verify", "correct")
 History = Sequence[tuple[str, str]]  # (solution, analysis), oldest first
 
 _LABEL = re.compile(r"\A\s*(?:TASK|QUESTION|PROBLEM|Q):\s*", re.IGNORECASE)
