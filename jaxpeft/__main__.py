@@ -15,7 +15,7 @@ def main():
   for name, about in COMMANDS.items():
     one = known.add_parser(name, help=about, description=about)
     if sys.argv[1:2] == [name]:  # others are not imported, so that help is quick
-      module = importlib.import_module(f"jaxpeft.commands.{name}")
+      module = importlib.import_module(f"jaxpeft.commands.{name.replace('-', '_')}")
       module.add(one)
   args, args.rest = parser.parse_known_args()
   assert module is not None  # otherwise the parser has exited
