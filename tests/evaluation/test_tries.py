@@ -167,7 +167,7 @@ def test_wrong_tries_are_pairs_of_prices_and_mostly_near():
 
 def test_sums_are_right_by_evaluation_and_checks_agree():
   rng = random.Random(0)
-  for row in tries.problems(sums, "train", 300, seed=2):
+  for row in tries.problems(sums, "train", 600, seed=2):
     a, b, c = row["terms"]
     assert sums.head(row) == f"Q: {a}{b:+d}{c:+d}\n"
     last = eval(sums.head(row)[3:])
@@ -177,6 +177,7 @@ def test_sums_are_right_by_evaluation_and_checks_agree():
     for answer in (sums.gold(row), *(sums.wrong(rng, row) for _ in range(8))):
       want = answer.rpartition("=")[2] == str(last)
       assert want == (answer == sums.gold(row))
+      assert sums.value(answer) is not None, "as a solver could answer"
       assert SUMS.score(f" {answer}:", row) == {"strict": want}
       verdict = "yes" if want else "no"
       assert sums.check(row, answer) == f"{sums.gold(row)} {verdict}"
