@@ -13,6 +13,9 @@ def add(parser):
     "--times", default="0.3,1,3", help="grid of learning rates, times each config's own"
   )
   parser.add_argument(
+    "--shots", default="", help="rows of the base with shots in its prompts, e.g. 0,5"
+  )
+  parser.add_argument(
     "--out", default="runs/compare", help="directory of runs and result"
   )
 
@@ -29,5 +32,9 @@ def run(args):
     times = [float(x) for x in args.times.split(",")]
   except ValueError as e:
     raise InputError(f"--times={args.times} is no list of numbers") from e
-  print(comparison.compare(configs, args.seeds, times, args.out, args.rest))
+  try:
+    shots = tuple(int(x) for x in args.shots.split(",") if x)
+  except ValueError as e:
+    raise InputError(f"--shots={args.shots} is no list of whole numbers") from e
+  print(comparison.compare(configs, args.seeds, times, args.out, args.rest, shots))
   print(f"\n{args.out}: table.md, pareto.png, runs.jsonl")

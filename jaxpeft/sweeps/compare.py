@@ -6,10 +6,17 @@ import statistics
 
 from jaxpeft import console
 from jaxpeft.evaluation.intervals import wilson
-from jaxpeft.sweeps import plots, sweep
+from jaxpeft.sweeps import few_shot, plots, sweep
 
 
-def compare(configs: list[str], seeds: int, times: list[float], out: str, extra: list):
+def compare(
+  configs: list[str],
+  seeds: int,
+  times: list[float],
+  out: str,
+  extra: list,
+  shots: tuple[int, ...] = (),
+):
   """Trains what is missing, and writes runs.jsonl, table.md and pareto.png.
 
   Args:
@@ -18,15 +25,18 @@ def compare(configs: list[str], seeds: int, times: list[float], out: str, extra:
     times: grid of learning rates, as multiples of each config's own.
     out: directory of all runs and of the result.
     extra: further arguments of every train.py, e.g. "--config.train.steps=50".
+    shots: numbers of shots with which the bases are asked, too; see `few_shot`.
   Returns:
     The table, as text.
   Raises:
     InputError: bad arguments, or a run that failed.
   """
   folder = pathlib.Path(out)
+  plans = few_shot.plan(configs, list(shots), extra) if shots else {}
   trained = sweep.sweep(configs, seeds, times, folder, extra)
   runs = [run | dict(name=t.name) for t in trained for run in (*t.grid, *t.best[1:])]
   rows = [_summary(t.name, t.best, t.factor, times) for t in trained]
+  rows += few_shot.rows(plans, folder) if plans else []
   rows.sort(key=lambda row: -row["accuracy"])
   (folder / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
   text = table(rows)
@@ -43,6 +53,12 @@ def table(rows: list[dict]) -> str:
   ]
   for row in rows:
     low, high = row["interval"]
+    if "shots" in row:  # nothing was trained
+      lines.append(
+        f"| {row['name']} | 0 | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | "
+        "- | - | - | - | - |"
+      )
+      continue
     least, most = row["range"]
     edge = " (edge of the grid)" if row["edge"] else ""
     lines.append(
@@ -51,7 +67,7 @@ def table(rows: list[dict]) -> str:
       f"{console.human(row['bytes'])}B | {row['peak'] / 2**20:.0f} MiB | "
       f"{row['tokens_per_s']:.0f} |"
     )
-  first = rows[0]
+  first = next(row for row in rows if "shots" not in row)
   lines.append(
     f"\nEach accuracy is the mean of {first['count']} seeds on {first['problems']} "
     "held-out problems. 95 %: Wilson's interval of that mean for these problems. "
