@@ -10,7 +10,17 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jaxpeft.data import budget, files, fingerprint, formats, hub, sums, toy, tries
+from jaxpeft.data import (
+  budget,
+  files,
+  fingerprint,
+  formats,
+  hub,
+  plan_makers,
+  sums,
+  toy,
+  tries,
+)
 from jaxpeft.data.files import Placed
 from jaxpeft.errors import InputError
 
@@ -162,8 +172,8 @@ def embedded(name: str) -> list[dict]:
   """The rows of an embedded data set.
 
   Args:
-    name: "one_step", "two_step", "budget" or "sums" with "/train" or "/test"; or
-      "pretrain".
+    name: "one_step", "two_step", "budget", "sums", "trip", "meeting" or
+      "calendar" with "/train" or "/test"; or "pretrain".
   Raises:
     InputError: there is no data set of that name.
   """
@@ -179,11 +189,14 @@ def _embedded(name: str):
   steps, _, split = name.partition("/")
   sizes = {"train": 8_000, "test": 1_000}
   kinds: dict[str, tries.Problem] = {"budget": budget, "sums": sums}
-  if steps not in ("one_step", "two_step", *kinds) or split not in sizes:
+  makers = plan_makers.MAKERS
+  if steps not in ("one_step", "two_step", *kinds, *makers) or split not in sizes:
     raise InputError(
       f"unknown embedded data {name!r}; known: pretrain, and one_step, two_step, "
-      "budget or sums with /train or /test"
+      "budget, sums, trip, meeting or calendar with /train or /test"
     )
+  if steps in makers:
+    return lambda: plan_makers.rows(steps, split, sizes[split])
   if steps in kinds:
     count = {"train": 30_000, "test": 1_000}[split]
     return lambda: tries.rows(kinds[steps], split, count, seed=0)
