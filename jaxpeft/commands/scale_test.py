@@ -59,6 +59,7 @@ def run(args):
   )
   limit = model.config.max_positions
   problems.check_positions(config, task, asked, model.tokenizer, limit, shown)
+  given = given._replace(fits=report.fits(config, model))
   folder.mkdir(parents=True, exist_ok=True)
   ask = experiment.ask(config, model)
   about = recorded.about(config, model)

@@ -12,7 +12,7 @@ from jaxpeft.evaluation import strategies, tasks
 from jaxpeft.evaluation.curves import markov, table
 from jaxpeft.evaluation.strategies import chains, report, roles, votes
 from jaxpeft.evaluation.strategies.chains import Options
-from jaxpeft.generation.ask import Conversation, Reply
+from jaxpeft.generation.ask import Conversation, Reply, Request
 from tests.support import scripted
 
 # science: (p0, t, f, c, k) = (.4, .9, .3, .5, .6), n -> (P(right), calls of a chain)
@@ -91,6 +91,33 @@ def test_the_most_calls_of_sets_are_m_times_one_and_two_n():
   ask, rows = scripted.Script(0, 0, 0, 0, 0), scripted.problems(3).rows
   found = report.answers("sets", ask, rows, scripted.Task(), Options(m=4, n=3))
   assert sum(x["calls"] for x in found.counters.values()) == 3 * 4 * (1 + 2 * 3)
+
+
+def test_a_chain_that_is_too_long_for_the_model_ends():
+  asked = scripted.problems(2)
+  never = scripted.Script(0, 0, 0, 0, 0)
+  short = asked._replace(fits=lambda x: x.key[1] != 1 or x.key[2] < 3)
+  found = chains.run(short, never, [7, 7])
+  assert [[(len(x.calls), x.full) for x in own] for own in found] == [
+    [(7, False), (3, True)]
+  ] * 2
+  assert not any(x.accepted for own in found for x in own)
+  with pytest.raises(InputError, match="problem 1: the prompt of a sample"):
+    chains.run(asked._replace(fits=lambda x: False), never, [7])
+
+
+def test_what_fits_into_a_model():
+  size = types.SimpleNamespace(max_positions=100)
+  tokens = types.SimpleNamespace(encode=lambda text, bos=False: list(text))
+  model = types.SimpleNamespace(config=size, tokenizer=tokens)
+  config = configs.base()
+  config.eval.max_new_tokens = 60
+  fits = report.fits(config, model)
+  assert fits(Request("x" * 40))
+  assert not fits(Request("x" * 41))
+  assert fits(Request("x" * 90, max_new_tokens=10))
+  assert not fits(Request("x" * 91, max_new_tokens=10))
+  assert fits(Request("x" * 3))
 
 
 def test_an_accepted_chain_asks_no_more():

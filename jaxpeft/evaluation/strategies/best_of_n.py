@@ -56,12 +56,19 @@ def _chosen(problems, ask, options, found):
   for p, own in enumerate(found):
     prompt = roles.choose(problems.rows[p], [x.calls[0].said for x in own])
     requests.append(Request(prompt, temperature=0.0, key=(p, options.m, _LAST)))
+  fit = [problems.fits(x) for x in requests]
+  replies = iter(ask([x for x, good in zip(requests, fit, strict=True) if good]))
   picked, more = [], []
-  for own, reply in zip(found, ask(requests), strict=True):
+  for own, good in zip(found, fit, strict=True):
+    # Without a readable choice, or room for the prompt, the samples vote.
+    voted = votes.majority(_answers(problems, own, options))[0]
+    if not good:
+      picked.append(voted)
+      more.append([])
+      continue
+    reply = next(replies)
     best = roles.chosen(reply.text, len(own))
-    # Without a readable choice, the samples vote.
-    answers = _answers(problems, own, options)
-    picked.append(votes.majority(answers)[0] if best is None else best)
+    picked.append(voted if best is None else best)
     spent = reply.spent or reply.tokens
     call = Call("choose", reply.text, spent, reply.prompt_tokens, best, reply.logprob)
     more.append([call])

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from jaxpeft.errors import InputError
 from jaxpeft.evaluation.strategies.roles import OPERATIONS, Roles
 from jaxpeft.generation.ask import Ask, Reply, Request
 
@@ -33,6 +34,7 @@ class Problems(NamedTuple):
   roles: Roles
   rows: Sequence[dict]
   shots: Sequence[Sequence[dict]] = ()  # for each row; () shows none
+  fits: Callable[[Request], bool] = lambda request: True  # into the model's positions
 
   def shown(self, problem: int) -> Sequence[dict]:
     """The shots of a problem."""
@@ -65,6 +67,7 @@ class Chain:
   """The calls of one chain, in order."""
 
   calls: list[Call] = dataclasses.field(default_factory=list)
+  full: bool = False  # it ended because its next prompt had not fit into the model
 
   @property
   def accepted(self) -> bool:
@@ -110,7 +113,7 @@ def run(
   """The chains of every problem.
 
   The next operations of all chains that go on are one list of requests, whatever
-  problems they are of.
+  problems they are of. A chain whose next prompt does not fit into the model ends.
 
   Args:
     problems: what is asked.
@@ -118,16 +121,29 @@ def run(
     limits: for each chain of a problem, the most calls, at least 1.
     cycle: the operations after the first sample, which begin again after the last one.
     temperatures: of sample, verify and correct.
+  Raises:
+    InputError: the prompt of a first sample does not fit.
   """
   heats: dict[str, float] = dict(zip(OPERATIONS, temperatures, strict=True))
   found = [[Chain() for _ in limits] for _ in problems.rows]
   live = [(p, c, chain) for p, some in enumerate(found) for c, chain in enumerate(some)]
   for number in range(max(limits, default=0)):
     live = [x for x in live if number < limits[x[1]] and not x[2].accepted]
+    op = cycle[(number - 1) % len(cycle)] if number else "sample"
+    asked = [_request(problems, x, op, heats[op], number) for x in live]
+    fit = [problems.fits(request) for request in asked]
+    for (p, _, chain), good in zip(live, fit, strict=True):
+      chain.full = not good
+      if chain.full and not number:
+        raise InputError(
+          f"problem {p + 1}: the prompt of a sample and its answer exceed the model's "
+          "positions; lower eval.shots or eval.max_new_tokens, or leave such rows out"
+        )
+    asked = [request for request, good in zip(asked, fit, strict=True) if good]
+    live = [x for x in live if not x[2].full]
     if not live:
       break
-    op = cycle[(number - 1) % len(cycle)] if number else "sample"
-    replies = ask([_request(problems, x, op, heats[op], number) for x in live])
+    replies = ask(asked)
     for (_, _, chain), reply in zip(live, replies, strict=True):
       chain.calls.append(call(problems.roles, op, reply))
   return found

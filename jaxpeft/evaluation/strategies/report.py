@@ -1,14 +1,14 @@
 """A strategy's answers to a task's problems, their scores, and what they cost."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation import evaluate, strategies, tasks
 from jaxpeft.evaluation.strategies import chains, recorded, roles
 from jaxpeft.evaluation.strategies.chains import Options, Problems
-from jaxpeft.generation.ask import Ask, Reply
+from jaxpeft.generation.ask import Ask, Reply, Request, prompt_ids
 
 
 class Report(NamedTuple):
@@ -41,6 +41,20 @@ class Report(NamedTuple):
     )
 
 
+def fits(config, model) -> Callable[[Request], bool]:
+  """Whether a request's prompt and its longest answer fit into a model's positions."""
+  most, usual = model.config.max_positions, config.eval.max_new_tokens
+
+  def check(request: Request) -> bool:
+    left = most - (request.max_new_tokens or usual)
+    prompt = request.prompt
+    if isinstance(prompt, str) and 4 * len(prompt) + 8 <= left:
+      return True  # a token has at least a byte, and a character at most four
+    return len(prompt_ids(model.tokenizer, prompt)) <= left
+
+  return check
+
+
 def problems(task, rows, shots=(), options=None) -> Problems:
   """The rows of a task for a strategy.
 
@@ -62,6 +76,7 @@ def answers(
   task,
   options: Options | None = None,
   shots: Sequence[Sequence[dict]] = (),
+  room: Callable[[Request], bool] | None = None,
 ) -> Report:
   """Asks by a strategy, and scores its answers.
 
@@ -75,10 +90,12 @@ def answers(
     task: from `tasks.make`.
     options: of the strategy.
     shots: for each row, the solved rows that a sample's prompt shows.
+    room: from `fits`; None takes every request.
   """
   options = options or Options()
   rule = tasks.rule(task, options.rule)
   asked = problems(task, rows, shots)
+  asked = asked._replace(fits=room) if room else asked
   chosen = strategies.get(name).run(asked, ask, options._replace(rule=rule))
   records = []
   for i, (row, one) in enumerate(zip(rows, chosen, strict=True)):
@@ -117,4 +134,5 @@ def of_run(
   options = strategies.options(e)
   problems(task, rows, shots)
   kept = recorded.Recorded(ask, path, recorded.about(config, model))
-  return answers(e.strategy, kept, rows, task, options, shots)
+  room = fits(config, model)
+  return answers(e.strategy, kept, rows, task, options, shots, room)
