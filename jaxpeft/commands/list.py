@@ -11,7 +11,7 @@ def add(_):
 def run(_):
   """Prints the lists."""
   from jaxpeft import adapters, objectives
-  from jaxpeft.evaluation import tasks
+  from jaxpeft.evaluation import strategies, tasks
   from jaxpeft.transformer.remat import REMAT
   from jaxpeft.transformer.shapes import SHAPES
 
@@ -28,6 +28,9 @@ def run(_):
   print("tasks (config.eval.task)")
   for name, task in tasks.TASKS.items():
     print(f"  {name:<12}{first_line(task)}")
+  print("strategies (config.eval.strategy)")
+  for name, strategy in strategies.STRATEGIES.items():
+    print(f"  {name:<18}{first_line(strategy)}")
   print("rematerialization (config.model.remat): what the backward pass keeps")
   for name, text in REMAT.items():
     print(f"  {name:<12}{text}")
