@@ -118,7 +118,7 @@ def mean(results: list[dict]) -> list[dict]:
   seeds, out = list(map(rows_of, results)), []
   for key in seeds[0]:
     own = [rows[key] for rows in seeds]
-    row = dict(zip(("strategy", "m", "n"), key, strict=True))
+    row: dict = dict(zip(("strategy", "m", "n"), key, strict=True))
     for name in ("accuracy", "tokens", "calls", "auacc", "ece"):
       row[name] = statistics.mean(x[name] for x in own)
     shares = [x["accuracy"] for x in own]
@@ -185,7 +185,7 @@ def _claims(results: list[dict], rows: dict[tuple, dict]) -> list[str]:
 
 def main():
   """Trains, measures and writes what is missing."""
-  p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  p = argparse.ArgumentParser(description="Trains and measures; see this file.")
   p.add_argument("--seeds", type=int, default=3)
   p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/sets_toy"))
   p.add_argument("--tasks", default=",".join(TASKS))
