@@ -1,0 +1,56 @@
+"""`python -m jaxpeft scale-test` on the embedded model."""
+
+import argparse
+import json
+
+import pytest
+
+from jaxpeft.commands import scale_test
+from jaxpeft.errors import InputError
+
+
+def _args(*more):
+  parser = argparse.ArgumentParser()
+  scale_test.add(parser)
+  return parser.parse_args(["--model=embedded", "--task=budget", *more])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_gives_the_same_table(tmp_path, capsys):
+  words = [
+    "--data=embedded:budget/test", "--limit=4", "--m=2", "--n=2", "--samples=3",
+    "--temperatures=1,0.7,1", f"--out={tmp_path}",
+  ]  # fmt: skip
+  scale_test.run(_args(*words))
+  kept, result = (tmp_path / "chains.jsonl"), (tmp_path / "result.json")
+  lines, first = kept.read_text().splitlines(), json.loads(result.read_text())
+  assert "compute-optimal" in capsys.readouterr().out
+  assert (tmp_path / "plot.png").exists()
+  assert first["problems"] == 4
+  kept.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+  scale_test.run(_args(*words))
+  assert json.loads(result.read_text()) == first
+  assert sorted(kept.read_text().splitlines()) == sorted(lines)
+  with pytest.raises(InputError, match=r"\(seed differs\)"):
+    scale_test.run(_args(*words, "--seed=5"))
+
+
+@pytest.mark.parametrize(
+  ("word", "message"),
+  [
+    ("--m=0", "--m=0 is not from 1"),
+    ("--n=2000", "--n=2000 is above 1000"),
+    ("--samples=-1", "--samples=-1 is not from 1"),
+    ("--temperatures=1,x,1", "three numbers"),
+    ("--temperatures=1", "three numbers"),
+    ("--task=budge", "'budget'"),
+    ("--answer=flexibel", "eval.answer"),
+    ("--data=nowhere.jsonl", "nowhere.jsonl"),
+  ],
+)
+def test_bad_flags(tmp_path, word, message):
+  out = tmp_path / "out"
+  words = ["--data=embedded:budget/test", f"--out={out}", word]
+  with pytest.raises(InputError, match=message):
+    scale_test.run(_args(*words))
+  assert not out.exists()
