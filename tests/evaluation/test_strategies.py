@@ -258,14 +258,14 @@ def test_best_of_n_by_choice_asks_once_more():
   def ask(requests):
     seen.extend(requests)
     return [
-      Reply("The best solution is SOLUTION **2**.", 5, 9)
+      Reply("The best solution is SOLUTION **1**.", 5, 9)
       if r.key[2]
       else Reply(" 3" if r.key[1] else " 4", 1, 1)
       for r in requests
     ]
 
   found = report.answers("best_of_n", ask, rows, task, Options(m=3, by="choice"))
-  assert found.answers.records[0]["text"] == " 3"
+  assert found.answers.records[0]["text"] == " 4"  # not the majority
   assert found.counters["choose"] == dict(calls=1, input_tokens=9, output_tokens=5)
   assert seen[-1].temperature == 0
   assert "SOLUTION 3:\n3" in seen[-1].prompt
@@ -301,6 +301,7 @@ def test_verdicts_of_the_papers_prompts():
     "The constraint is correct. The proposed solution is not correct"
   )
   assert own.verdict(f"At first {no}, but then: {yes}")
+  assert not own.verdict(f"{yes}? The proposed solution is not correct.")
   assert own.chosen("SOLUTION 1 is bad; the best is SOLUTION (2)", 2) == 1
   assert own.chosen("SOLUTION 7", 2) is None
 
