@@ -104,7 +104,7 @@ MEETING = dict(
   constraints=[
     ["Bayview", "9:00AM"],
     ["Ann", "Marina", "9:30AM to 11:00AM", 60],
-    ["Bob", "Bayview", "9:00AM to 9:20AM", 15],
+    ["Bob", "Bayview", "9:00AM to 9:40AM", 15],
   ],
   dist_matrix={"Bayview": {"Marina": 10}, "Marina": {"Bayview": 10}},
   golden_plan=[
@@ -136,6 +136,8 @@ ANN = "You meet Ann for 1 minute. "
     (BOB + GO + WAIT + WAIT + ANN, False, False),  # waits no time at all
     (BOB + GO + "You wait until noon. " + WAIT + ANN, False, False),
     (BOB + BOB + GO + WAIT + ANN, False, False),  # twice
+    (BOB + BOB, False, False),
+    (BOB + GO + WAIT + ANN + "You wait until noon.", True, True),  # no crash
     (BOB + GO + WAIT + ANN + ANN, True, True),  # that is after both
     # Places where the official script crashes.
     (BOB + GO + WAIT + ANN + "You travel home.", False, True),

@@ -81,7 +81,7 @@ def test_texts_and_conversations_are_answered_in_order():
 def test_a_requests_own_options_and_its_key_are_sent():
   server = Server()
   made, _ = ask(server, concurrency=1, seed=3)
-  stops = ("Q", "W", "E", "R", "T")
+  stops = ("Q", "B", "E", "R", "T")
   first = Request("a T b", stop=stops, max_new_tokens=1, temperature=1.5, key=(4, 2))
   replies = made([first, Request("x", key=(4, 2)), Request("x", key=(4, 3))])
   body = server.seen[0][1]
