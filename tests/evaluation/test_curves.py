@@ -152,3 +152,8 @@ def test_a_scale_test_of_a_script(tmp_path):
 def test_steps_of_the_grid():
   assert scale.steps(1) == [1]
   assert scale.steps(6) == [1, 2, 4, 6]
+
+
+def test_a_share_at_a_border_is_in_the_upper_bin():
+  # 0.57 * 100 is 56.99999999999999; with 0.575 in one bin, the errors cancel.
+  assert calibration.ece([0.57, 0.575], [1, 0], bins=100) == pytest.approx(0.0725)

@@ -374,3 +374,11 @@ def test_a_task_that_scores_completions_is_refused():
   task = tasks.make("choice", rows=rows)
   with pytest.raises(InputError, match=r"eval.choice=generation"):
     report.problems(task, rows)
+
+
+def test_rates_by_round():
+  found = markov.measure(_ends(RATES, 200, 3), 3)
+  assert sum(found.count_c_by_round) == found.count["c"]
+  # 1 wrong; refused; c .5, then .1 in each later round: .5 + .5 * .1 + .45 * .1
+  rates = 0.0, 1.0, 0.0, [0.5, 0.1], 0.0
+  assert markov.predict(*rates, 3)[0] == pytest.approx(0.5 + 0.05 + 0.045)
