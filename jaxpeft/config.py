@@ -95,6 +95,9 @@ def base() -> config_dict.ConfigDict:
   c.eval.temperature = 0.0  # 0 is greedy
   c.eval.top_k = 0  # draw among the k likeliest tokens; 0 is off
   c.eval.top_p = 1.0  # draw among the likeliest tokens of this probability; 1 is off
+  c.eval.min_p = 0.0  # draw among tokens as likely as this share of the likeliest
+  c.eval.repetition_penalty = 1.0  # above 1: tokens of the text so far are less likely
+  c.eval.drafts = 0  # tokens guessed in each step from the text so far; same answers
   c.eval.answer = "strict"  # rule that counts: a task's strict one, or "flexible", ...
   c.eval.normalize = "strip"  # exact, choice: or lower,punctuation,articles,spaces
   c.eval.extract = ""  # exact, choice: regex whose group 1 in a text is the answer

@@ -89,7 +89,7 @@ def ask(config, tuned: models.Model, label: str = "answers", kept: bool = False)
   e = config.eval
   local = LocalAsk(
     tuned.transformer, tuned.params, tuned.tokenizer, e.max_new_tokens,
-    options.sampling(config), config.seed, e.batch_size, label,
+    options.sampling(config), config.seed, e.batch_size, label, e.drafts,
   )  # fmt: skip
   return KeptAsk(local) if kept else local
 

@@ -22,6 +22,7 @@ _LEAST = (
   ("eval", "batch_size", 0),
   ("eval", "max_new_tokens", 1),
   ("eval", "shots", 0),
+  ("eval", "drafts", 0),
 )
 
 # The least and the largest value of other numbers.
@@ -79,4 +80,4 @@ def _at(config, key: str):
 def sampling(config) -> Sampling:
   """How answers are drawn."""
   e = config.eval
-  return Sampling(e.temperature, e.top_k, e.top_p)
+  return Sampling(e.temperature, e.top_k, e.top_p, e.min_p, e.repetition_penalty)

@@ -259,7 +259,7 @@ MUTANTS = [
      "k = min(sampling.top_k + 1, logits.shape[-1])",
      "top_k draws from one token more", _DRAWS),
     ("temperature", "generation/sampling.py",
-     "logits = logits / sampling.temperature", "logits = logits * sampling.temperature",
+     "logits / sampling.temperature, s", "logits * sampling.temperature, s",
      "a high temperature is a low one", _DRAWS),
     ("draws", "generation/decode.py",
      "own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)",

@@ -1,5 +1,7 @@
 """Measures accuracy against output tokens of every strategy: a table and a plot."""
 
+from typing import Any
+
 
 def add(parser):
   """Declares the flags."""
@@ -87,6 +89,7 @@ def configured(args):
   from jaxpeft.evaluation import strategies
   from jaxpeft.training import workdir
 
+  config: Any
   if args.ckpt:
     from jaxpeft import experiment
 

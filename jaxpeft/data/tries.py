@@ -28,9 +28,14 @@ class Problem(Protocol):
     LIMITS: most tokens of a try and of a check, where a digit is a token.
   """
 
-  MARK: str
-  MOST: int
-  LIMITS: tuple[int, int]
+  @property
+  def MARK(self) -> str: ...
+
+  @property
+  def MOST(self) -> int: ...
+
+  @property
+  def LIMITS(self) -> tuple[int, int]: ...
 
   def draw(self, rng: random.Random) -> dict:
     """A random problem."""

@@ -22,7 +22,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.generation.ask import LocalAsk, Reply, Request
 from jaxpeft.parallel import distributed
 
-_CODE = 1  # to be raised when decoding or scoring gives other answers than before
+_CODE = 2  # to be raised when decoding or scoring gives other answers than before
 
 
 @dataclasses.dataclass(frozen=True)

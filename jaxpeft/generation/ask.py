@@ -1,12 +1,16 @@
 """`Ask`: the interface through which evaluation and samples put prompts to a model."""
 
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
 
 from jaxpeft.data import contents
 from jaxpeft.data.tokenizer import Tokenizer
 from jaxpeft.errors import InputError
-from jaxpeft.generation import decode, score
+from jaxpeft.generation import ends, engine, score
 from jaxpeft.generation.sampling import Sampling
 from jaxpeft.transformer.decoder import Transformer
 
@@ -68,6 +72,7 @@ class LocalAsk:
     seed: seed of the draws.
     batch_size: most requests answered at once; None or 0 is as many as memory holds.
     label: label of a progress bar on a terminal; None shows no bar.
+    drafts: tokens that each step guesses, see `engine.draw`.
   """
 
   transformer: Transformer
@@ -78,6 +83,7 @@ class LocalAsk:
   seed: int = 0
   batch_size: int | None = None
   label: str | None = None
+  drafts: int = 0
 
   def __call__(self, requests: list[Request]) -> list[Reply]:
     """The replies; completions of one prompt share its prefill."""
@@ -91,25 +97,55 @@ class LocalAsk:
     return [reply for reply in out if reply is not None]
 
   def _generate(self, requests) -> list[Reply]:
-    """Sorts the prompts by length; the draws of a row depend on its place in that."""
     ids = [prompt_ids(self.tokenizer, request.prompt) for request in requests]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    out = decode.generate(
+    stops = list(dict.fromkeys(request.stop for request in requests))
+    keys = self._keys(requests, ids)
+    jobs = []
+    for request, prompt, key in zip(requests, ids, keys, strict=True):
+      hot, most = request.temperature, request.max_new_tokens
+      if hot is not None:
+        dataclasses.replace(self.sampling, temperature=hot)  # raises if it is none
+      jobs.append(
+        engine.Job(
+          prompt,
+          self.max_new_tokens if most is None else most,
+          key,
+          self.sampling.temperature if hot is None else hot,
+          stops.index(request.stop),
+        )
+      )
+    out = engine.draw(
       self.transformer,
       self.params,
-      [ids[i] for i in order],
-      self.max_new_tokens,
-      self.tokenizer.eos_ids,
+      jobs,
+      [ends.of(self.tokenizer, stop) for stop in stops],
       self.sampling,
-      self.seed,
       self.batch_size,
+      self.drafts,
       self.label,
     )
-    new = dict(zip(order, out, strict=True))
-    return [
-      Reply(self.tokenizer.decode(new[i]), len(new[i]), len(ids[i]))
-      for i in range(len(ids))
-    ]
+    replies = []
+    for request, prompt, drawn in zip(requests, ids, out, strict=True):
+      text, count, spent = ends.cut(self.tokenizer, drawn.tokens, request.stop)
+      logprob = float(drawn.logprobs[:spent].sum())
+      replies.append(Reply(text, count, len(prompt), logprob, drawn.ended, spent))
+    return replies
+
+  def _keys(self, requests, ids) -> np.ndarray:
+    """uint32[n, 2], a PRNG key for each request.
+
+    Without a key of its own it is that of its place among the prompts by length.
+    """
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    split = jax.random.split(jax.random.key(self.seed), len(ids))
+    keys = np.empty((len(ids), 2), np.uint32)
+    keys[order] = np.asarray(jax.random.key_data(split))
+    for i, request in enumerate(requests):
+      if request.key:
+        name = repr((self.seed, *map(int, request.key))).encode()
+        digest = hashlib.blake2b(name, digest_size=8).digest()
+        keys[i] = np.frombuffer(digest, "<u4")
+    return keys
 
   def _score(self, requests) -> list[Reply]:
     pairs = [

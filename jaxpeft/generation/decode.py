@@ -15,7 +15,7 @@ from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.generation import batch, memory
 from jaxpeft.generation.batch import bucket as bucket
-from jaxpeft.generation.sampling import Sampling, choose
+from jaxpeft.generation.sampling import Sampling, choose, seen_tokens
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import decoder
 from jaxpeft.transformer.attention import KV, Where
@@ -171,9 +171,10 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
   room = [(0, 0), (0, 0), (0, 0), (0, max_new), (0, 0)]
   cache = jax.tree.map(lambda x: jnp.pad(x, room), kept)
 
-  def draw(i, logits):
+  def draw(i, logits, seen):
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-    return choose(own, logits, sampling)
+    token = choose(own, logits, sampling, seen)
+    return token, seen if seen is None else seen.at[jnp.arange(b), token].set(True)
 
   def is_stop(token):
     return functools.reduce(jnp.logical_or, [token == s for s in stop_ids], False)
@@ -187,7 +188,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
     return (i < max_new - 1) & ~done.all()
 
   def body(carry):
-    i, token, done, cache, new, count = carry
+    i, token, done, cache, new, count, mask = carry
     filled = prompt | ((slots >= p) & (slots < p + i))
     seen = Where(position, filled.astype(jnp.int32))
     here = Where((length + i)[:, None], jnp.ones((b, 1), jnp.int32))
@@ -199,7 +200,7 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
       keep="kv",
     )
     logits = decoder.logits(transformer, params, hidden[:, 0])
-    token = draw(i + 1, logits)
+    token, mask = draw(i + 1, logits, mask)
     # No token is negative, so the minimum is 0. XLA does not know that, so the slot
     # depends on the new token, and XLA must update the cache after the layers have read
     # it. It can then update in place; otherwise it copies the cache twice.
@@ -208,12 +209,16 @@ def decode(transformer, params, tokens, length, keys, max_new: int, stop_ids, sa
       lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, slot, 3), cache, kept
     )
     done, new, count = write(i + 1, token, done, new, count)
-    return i + 1, token, done, cache, new, count
+    return i + 1, token, done, cache, new, count, mask
 
-  token, empty = draw(0, logits), jnp.zeros((b, max_new), jnp.int32)
+  mask = None
+  if sampling.penalizes:
+    mask = seen_tokens(tokens, prompt[:, :p], transformer.config.vocab_size)
+  token, mask = draw(0, logits, mask)
+  empty = jnp.zeros((b, max_new), jnp.int32)
   done, new, count = write(0, token, length == 0, empty, jnp.zeros(b, jnp.int32))
-  start = 0, token, done, cache, new, count
-  *_, new, count = jax.lax.while_loop(go_on, body, start)
+  start = 0, token, done, cache, new, count, mask
+  *_, new, count, _ = jax.lax.while_loop(go_on, body, start)
   return sharding.replicated((new, count))
 
 

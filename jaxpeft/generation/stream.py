@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpeft.errors import InputError
 from jaxpeft.generation import decode
+from jaxpeft.generation.pool import regrouped
 from jaxpeft.generation.sampling import Sampling, choose
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import decoder
@@ -49,6 +51,8 @@ class Session:
     stop_ids: tuple[int, ...] = (),
     sampling: Sampling = Sampling(),
   ):
+    if sampling.penalizes:
+      raise InputError("streaming knows no repetition_penalty; leave it at 1")
     self.whole = transformer, params
     self.unstacked = decode.unstack(transformer, params)
     self.stop_ids, self.sampling, self.reused = tuple(stop_ids), sampling, 0
@@ -211,11 +215,11 @@ def _read(transformer, params, cache, tokens, at, count, key, end, sampling):
   groups = layer_groups(transformer.groups, transformer.config.depth)
   own = jnp.arange(tokens.shape[1])[None]
   where = Where(at + own, (own < count).astype(jnp.int32))
-  kv = _regrouped(cache, groups)
+  kv = regrouped(cache, groups)
   hidden, kept = _run(transformer, params, kv, tokens, where, at, end)
   last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, 1)[:, 0]
   token = _draw(decoder.logits(transformer, params, last), key, 0, sampling)
-  return _write(cache, _regrouped(kept, depths), at), sharding.replicated(token[0])
+  return _write(cache, regrouped(kept, depths), at), sharding.replicated(token[0])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 9, 10, 11), donate_argnums=2)
@@ -269,15 +273,6 @@ def _run(transformer, params, cache, tokens, where, filled, end):
     kv=[KV(k, v, seen) for k, v in cache],
     keep="kv",
   )
-
-
-def _regrouped(kv, depths):
-  """Keys and values [(k, v)] of groups of layers, as those of other groups."""
-  if [x[0].shape[0] for x in kv] == list(depths):
-    return kv
-  ends = np.cumsum(depths)[:-1].tolist()
-  pairs = [jnp.split(jnp.concatenate(x), ends) for x in zip(*kv, strict=True)]
-  return list(zip(*pairs, strict=True))
 
 
 def _draw(logits, key, number, sampling):

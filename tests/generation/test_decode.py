@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import jaxpeft
-from jaxpeft.generation import decode
-from jaxpeft.generation.sampling import Sampling, choose
+from jaxpeft.generation import decode, engine
+from jaxpeft.generation.engine import End, Job
+from jaxpeft.generation.sampling import Sampling, choose, seen_tokens
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,44 @@ def test_prompts_of_nearby_lengths_share_a_program(model):
   for n in (33, 40, 47):
     new_tokens(model, [[5] * n], 3)
   assert decode.decode._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(("min_p", "penalty"), [(0.1, 1.0), (0.0, 1.3), (0.05, 0.7)])
+def test_min_p_and_the_penalty_are_those_of_transformers(min_p, penalty):
+  transformers = pytest.importorskip("transformers")
+  torch = pytest.importorskip("torch")
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(4, 50)).astype(np.float32) * 3
+  text = rng.integers(0, 50, (4, 12))
+  ids, want = torch.tensor(text), torch.tensor(logits)
+  processors = [transformers.RepetitionPenaltyLogitsProcessor(penalty)]
+  if min_p:
+    processors.append(transformers.MinPLogitsWarper(min_p))
+  for processor in processors:
+    want = processor(ids, want)
+  share = torch.softmax(want, -1).numpy()
+  seen = seen_tokens(jnp.array(text), jnp.ones(text.shape, bool), 50)
+  sampling = Sampling(1.0, min_p=min_p, repetition_penalty=penalty)
+  some = jax.random.split(jax.random.key(2), 20_000)
+  draws = jax.vmap(
+    lambda key: choose(jax.random.split(key, 4), jnp.array(logits), sampling, seen)
+  )(some)
+  got = (
+    np.stack([np.bincount(row, minlength=50) for row in np.asarray(draws).T]) / 20_000
+  )
+  assert not got[share == 0].any()
+  np.testing.assert_allclose(got, share, atol=0.015)
+
+
+def test_the_penalty_of_an_answer_counts_its_own_tokens(model):
+  row = prompts(1)[0]
+  hard = Sampling(repetition_penalty=1e6)
+  (new,) = new_tokens(model, [row], 16, sampling=hard)
+  assert len(set(new)) == 16
+  assert not set(new) & set(row)
+  jobs = [Job(row, 16, np.zeros(2, np.uint32))]
+  for drafts in (0, 2):
+    (got,) = engine.draw(
+      model.transformer, model.params, jobs, [End(frozenset())], hard, drafts=drafts
+    )
+    assert got.tokens == new

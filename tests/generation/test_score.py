@@ -57,7 +57,8 @@ def test_asking_mixes_answers_and_scores_in_order():
     Request(prompt, " 12+13=<<12+13=26>>26.\n#### 26"),
   ])  # fmt: skip
   right, free, other, wrong = replies
-  assert free.logprob is None
+  assert free.logprob is not None
+  assert free.logprob < 0
   assert free.text == model.generate([prompt], 8)[0]
   assert right.text.endswith("25")
   assert right.logprob > -0.1 > -5 > wrong.logprob

@@ -43,6 +43,8 @@ def about(config, model) -> dict[str, Any]:
     max_new_tokens=e.max_new_tokens,
     top_k=e.top_k,
     top_p=e.top_p,
+    min_p=e.min_p,
+    repetition_penalty=e.repetition_penalty,
   )
 
 
