@@ -8,7 +8,7 @@ Model: SmolLM2-135M-Instruct [Ben Allal et al. 2025, arXiv:2502.02737], Apache-2
 --config.model.source=HuggingFaceTB/SmolLM2-135M-Instruct.
 Data: GSM8K, or with ":topics" the classes of dictionary definitions.
 Hardware: two CPU cores and 2 GB.
-Expected: topics held-out loss 7.79 -> 0.22 after 24 steps (one seed, validation rows).
+Expected: topics 78.0 % of 200 problems (one seed; base 0 %), loss 7.84 -> 0.14.
 The rates are the lowest of three tried on both; GSM8K was not run to the end.
 """
 

@@ -8,7 +8,8 @@ Model: SmolLM2-135M-Instruct [Ben Allal et al. 2025, arXiv:2502.02737], Apache-2
 --config.model.source=HuggingFaceTB/SmolLM2-135M-Instruct.
 Data: GSM8K, or with ":topics" the classes of dictionary definitions.
 Hardware: two CPU cores and 2 GB.
-Expected: not run. The learning rates are those of smollm2_lora.py.
+Expected: topics 83.0 % of 200 problems (one seed; base 0 %), loss 7.84 -> 0.15.
+The learning rates are those of smollm2_lora.py; GSM8K was not run to the end.
 """
 
 import pathlib
