@@ -8,6 +8,8 @@ def add(parser):
   which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument("--ckpt", help="directory of a finished run")
   which.add_argument("--model", help="directory, .gguf file, hub id, or embedded")
+  which.add_argument("--server", help="address of a server with OpenAI's protocol")
+  parser.add_argument("--served_model", "--served-model", help="its name there")
   parser.add_argument("--task", help="default: the run's, or gsm8k")
   parser.add_argument("--data", help="problems; default: the run's data.eval")
   parser.add_argument("--train", help="rows for --shots; default: the run's data.train")
@@ -40,6 +42,7 @@ def run(args):
   from jaxpeft.evaluation import problems, shots, tasks
   from jaxpeft.evaluation.curves import picture, scale
   from jaxpeft.evaluation.strategies import options, recorded, report
+  from jaxpeft.generation import remote
   from jaxpeft.parallel import distributed, sharding
 
   config = configured(args)
@@ -52,19 +55,23 @@ def run(args):
   shown = shots.of_run(config, task, asked)
   given = report.problems(task, asked, shown)
   folder = pathlib.Path(args.out or pathlib.Path(args.ckpt or "runs") / "scale_test")
-  experiment.enter_mesh(sharding.mesh())
-  console.note(f"reading {args.ckpt or args.model} ...")
-  model = (
-    experiment.load_run(args.ckpt, config)
-    if args.ckpt
-    else experiment.read_base(config)
-  )
-  limit = model.config.max_positions
-  problems.check_positions(config, task, asked, model.tokenizer, limit, shown)
-  given = given._replace(fits=report.fits(config, model))
-  folder.mkdir(parents=True, exist_ok=True)
-  ask = experiment.ask(config, model)
+  if args.server:
+    ask = remote.RemoteAsk(
+      args.server, args.served_model, config.eval.max_new_tokens, seed=config.seed,
+      label="asking", logprobs="logprob" in own.by,
+    )  # fmt: skip
+    model: Any = dict(server=args.server, served_model=args.served_model)
+  else:
+    experiment.enter_mesh(sharding.mesh())
+    console.note(f"reading {args.ckpt or args.model} ...")
+    run = args.ckpt
+    model = experiment.load_run(run, config) if run else experiment.read_base(config)
+    limit = model.config.max_positions
+    problems.check_positions(config, task, asked, model.tokenizer, limit, shown)
+    given = given._replace(fits=report.fits(config, model))
+    ask = experiment.ask(config, model)
   about = recorded.about(config, model)
+  folder.mkdir(parents=True, exist_ok=True)
   kept = recorded.Recorded(ask, folder / "chains.jsonl", about)
   result = scale.run(given, kept, sizes, own._replace(rule=rule))
   result |= dict(task=config.eval.task, data=config.data.eval, seed=config.seed)
@@ -97,7 +104,9 @@ def configured(args):
     config = workdir.read_config(args.ckpt).unlock()
   else:
     config = configs.base().unlock()
-    config.model.source = args.model
+    config.model.source = args.model or config.model.source
+  if bool(args.server) != bool(args.served_model):
+    raise InputError("--server=URL and --served_model=NAME need each other")
   for key in ("task", "limit", "answer", "shots", "max_new_tokens", "batch_size"):
     if getattr(args, key) is not None:
       config.eval[key] = getattr(args, key)

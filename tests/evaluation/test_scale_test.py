@@ -7,12 +7,14 @@ import pytest
 
 from jaxpeft.commands import scale_test
 from jaxpeft.errors import InputError
+from jaxpeft.generation import remote
+from jaxpeft.generation.ask import Reply
 
 
-def _args(*more):
+def _args(*more, model="--model=embedded"):
   parser = argparse.ArgumentParser()
   scale_test.add(parser)
-  return parser.parse_args(["--model=embedded", "--task=budget", *more])
+  return parser.parse_args([model, "--task=budget", *more])
 
 
 @pytest.mark.slow
@@ -33,6 +35,29 @@ def test_a_run_that_was_stopped_gives_the_same_table(tmp_path, capsys):
   assert sorted(kept.read_text().splitlines()) == sorted(lines)
   with pytest.raises(InputError, match=r"\(seed differs\)"):
     scale_test.run(_args(*words, "--seed=5"))
+
+
+def test_the_model_may_be_in_a_server(tmp_path, monkeypatch):
+  seen = []
+
+  def answer(self, requests):
+    seen.append((self.url, self.model, len(requests)))
+    return [Reply("1+2=", 4, 9, -1.0, True, 5) for _ in requests]
+
+  monkeypatch.setattr(remote.RemoteAsk, "__call__", answer)
+  words = [
+    "--data=embedded:budget/test", "--limit=3", "--m=2", "--n=1", "--samples=2",
+    f"--out={tmp_path}",
+  ]  # fmt: skip
+  server = "--server=http://127.0.0.1:9/v1"
+  scale_test.run(_args(*words, "--served-model=big", model=server))
+  assert {x[:2] for x in seen} == {("http://127.0.0.1:9/v1", "big")}
+  result = json.loads((tmp_path / "result.json").read_text())
+  assert result["problems"] == 3
+  with pytest.raises(InputError, match="served_model differs"):
+    scale_test.run(_args(*words, "--served-model=other", model=server))
+  with pytest.raises(InputError, match="need each other"):
+    scale_test.run(_args(*words, model=server))
 
 
 @pytest.mark.parametrize(

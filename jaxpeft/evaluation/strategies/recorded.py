@@ -27,15 +27,11 @@ def about(config, model) -> dict[str, Any]:
 
   Args:
     config: of the run.
-    model: with parameters, of whose values this has a hash.
+    model: with parameters, of whose values this has a hash; or plain values that
+      identify a model elsewhere, by name.
   """
-  sums = jax.device_get(run_state.checksums(tree.flatten(model.params)))
-  weights = json.dumps(sorted((path, *map(int, x)) for path, x in sums.items()))
   e = config.eval
-  return dict(
-    weights=hashlib.sha256(weights.encode()).hexdigest()[:16],
-    model=repr((model.config, str(model.transformer.dtype))),
-    tokenizer=fingerprint.of_tokenizer(model.tokenizer),
+  return (model if isinstance(model, dict) else _identity(model)) | dict(
     data=config.data.eval,
     task=e.task,
     shots=e.shots,
@@ -45,6 +41,16 @@ def about(config, model) -> dict[str, Any]:
     top_p=e.top_p,
     min_p=e.min_p,
     repetition_penalty=e.repetition_penalty,
+  )
+
+
+def _identity(model) -> dict[str, Any]:
+  sums = jax.device_get(run_state.checksums(tree.flatten(model.params)))
+  weights = json.dumps(sorted((path, *map(int, x)) for path, x in sums.items()))
+  return dict(
+    weights=hashlib.sha256(weights.encode()).hexdigest()[:16],
+    model=repr((model.config, str(model.transformer.dtype))),
+    tokenizer=fingerprint.of_tokenizer(model.tokenizer),
   )
 
 
