@@ -1,5 +1,6 @@
 """Shared by all tests: a private cache, 8 CPU devices, data where it is at hand."""
 
+import gc
 import os
 import pathlib
 
@@ -13,6 +14,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).parents[1]
+_MAPS = 20_000
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -30,6 +32,20 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
   os.environ["JAXPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+  """Drops compiled programs once there are many.
+
+  Each takes a few memory maps, of which Linux gives a process 65,530. XLA crashes when
+  there are no more.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > _MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
