@@ -71,7 +71,9 @@ def main(argv):
 
   e, objective = config.eval, from_config(config)
   nats = evaluate.held_out(config, model.transformer, objective, held_out)(model.params)
-  table = {"loss [nats/token]": f"{nats:.4f}", "perplexity": f"{math.exp(nats):.3f}"}
+  bare = ", 0-shot" if e.shots else ""
+  table = {f"loss [nats/token]{bare}": f"{nats:.4f}"}
+  table[f"perplexity{bare}"] = f"{math.exp(nats):.3f}"
   report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
   if task:
     ask, folder = experiment.ask(config, model), pathlib.Path(parsed.ckpt)
@@ -99,7 +101,7 @@ def main(argv):
     shot = f", {e.shots}-shot" if e.shots else ""
     console.say(f"{e.task} on {len(asked)} problems of {config.data.eval}{shot}")
   for name, value in table.items():
-    console.say(f"  {name:<20} {value}")
+    console.say(f"  {name:<{max(20, *map(len, table))}} {value}")
   if out and distributed.is_main():
     tmp = out.with_name(out.name + ".tmp")
     tmp.write_text(json.dumps(report, indent=1) + "\n")

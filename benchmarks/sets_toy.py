@@ -127,7 +127,7 @@ def mean(results: list[dict]) -> list[dict]:
 
 
 def table(found: dict[str, list[dict]]) -> str:
-  """The Markdown table of all tasks beside each other, and what is claimed."""
+  """The Markdown table of all tasks, side by side, and what is claimed."""
   means = {task: rows_of(dict(rows=mean(x))) for task, x in found.items()}
   head = " | ".join(f"{x}: tokens | accuracy | seeds | AUACC | ECE" for x in found)
   lines = [f"| strategy | {head} |", "|---|" + "---:|---:|---|---:|---:|" * len(found)]

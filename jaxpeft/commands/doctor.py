@@ -7,6 +7,9 @@ import platform
 _OPTIONAL = {
   "huggingface_hub": "[hub]: fetch models by hub id",
   "pyarrow": "[data]: parquet files, data sets of the hub",
+  "lm_eval": "[eval]: python -m jaxpeft lm_eval",
+  "math-verify": "[eval]: eval.task=math",
+  "httpx": "[remote]: scale-test --server",
   "gguf": "[gguf]: GGUF files, in and out",
   "jax-triton": "[gpu]: kernels for 4-bit weights on NVIDIA GPUs",
   "wandb": "[wandb]: log.tracker=wandb",

@@ -19,7 +19,7 @@ from jaxpeft.errors import InputError
 _LINE = 16 * 2**20  # bytes of a line, or of a field of a CSV file
 _LIST = 64 * 2**20  # bytes of a JSON list
 _RATIO = 200  # of gzip; ordinary text has less than 20
-_START = 1000  # bytes from which the layout of a JSON file is told
+_START = 1000  # first bytes of a JSON file, which show its layout
 _NAMED = re.compile(rb'\{\s*"[^"\\]*"\s*:\s*\{')  # an object whose values are objects
 
 

@@ -1,4 +1,4 @@
-"""Rows of segments: a transcript of several roles, of which only some are learned.
+"""Rows of segments: transcripts of several roles; only some roles are learned.
 
 A row is {"segments": [{"text": ..., "learn": true or false}, ...]}. Every segment is
 tokenized alone, as it is when the model goes on from the segments before it. Segments

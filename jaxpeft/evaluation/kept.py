@@ -49,17 +49,29 @@ class KeptAsk:
     return replies
 
 
+def identity(model) -> dict[str, str]:
+  """Plain values that differ between any two models that may reply differently.
+
+  Args:
+    model: has a transformer, params and a tokenizer: a `Model` or a `LocalAsk`.
+  """
+  flat, net = tree.flatten(model.params), model.transformer
+  sums = jax.device_get(run_state.checksums(flat))
+  weights = sorted((k, str(flat[k].dtype), *map(int, x)) for k, x in sums.items())
+  return dict(
+    model=repr((net.config, str(net.dtype))),
+    weights=hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:32],
+    tokenizer=fingerprint.of_tokenizer(model.tokenizer),
+  )
+
+
 def _key(ask: LocalAsk, requests: list[Request]) -> str:
   """A hash of all that the replies depend on; the size of the batches is no part."""
-  sums = jax.device_get(run_state.checksums(tree.flatten(ask.params)))
   about = dict(
     code=_CODE,
     jax=jax.__version__,
     platform=jax.default_backend(),
-    model=repr((ask.transformer.config, ask.transformer.dtype)),
-    weights=sorted((path, *map(int, x)) for path, x in sums.items()),
-    kinds=sorted((k, str(x.dtype)) for k, x in tree.flatten(ask.params).items()),
-    tokenizer=fingerprint.of_tokenizer(ask.tokenizer),
+    **identity(ask),
     new=ask.max_new_tokens,
     sampling=dataclasses.astuple(ask.sampling),
     seed=ask.seed,

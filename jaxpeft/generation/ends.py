@@ -1,6 +1,7 @@
 """What ends an answer: the end token, or a text in it, which is then left out."""
 
 import functools
+from collections.abc import Iterable
 
 from jaxpeft.data.tokenizer import Tokenizer
 from jaxpeft.generation.engine import End
@@ -25,6 +26,11 @@ def of(tokenizer: Tokenizer, stop: tuple[str, ...]) -> End:
   return End(frozenset(ids.union(tokenizer.eos_ids)), reached)
 
 
+def before(text: str, stop: Iterable[str]) -> str:
+  """The text before the first of some texts; all of it if none is in it."""
+  return text[: min((text.index(s) for s in stop if s and s in text), default=None)]
+
+
 def cut(
   tokenizer: Tokenizer, new: list[int], stop: tuple[str, ...]
 ) -> tuple[str, int, int]:
@@ -38,15 +44,15 @@ def cut(
   spent = len(new)
   body = new[: next((i for i, t in enumerate(new) if t in tokenizer.eos_ids), spent)]
   text = tokenizer.decode(body)
-  found = [text.index(s) for s in stop if s in text]
-  if not found:
+  kept = before(text, stop)
+  if kept == text:
     return text, len(body), spent
   low, high = 1, len(body)  # the fewest tokens whose text has a stop text
   while low < high:
     middle = (low + high) // 2
     part = tokenizer.decode(body[:middle])
     low, high = (low, middle) if any(s in part for s in stop) else (middle + 1, high)
-  return text[: min(found)], low - 1, low
+  return kept, low - 1, low
 
 
 @functools.lru_cache(maxsize=4)

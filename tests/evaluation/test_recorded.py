@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import jaxpeft
+from jaxpeft import config
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation.strategies import chains, recorded
 from tests.support import scripted
@@ -23,6 +25,17 @@ def _run(ask, m=4, n=3):
 
 def _script():
   return scripted.Script(*RATES, by_key=True)
+
+
+def test_a_file_belongs_to_a_models_weights_and_options():
+  model, c = jaxpeft.load("embedded", dtype="float32"), config.base()
+  want = recorded.about(c, model)
+  assert recorded.about(c, model.replace()) == want
+  norm = model.params["final_norm"]
+  other = model.replace(params=model.params | dict(final_norm=norm.at[0].add(1e-3)))
+  assert {k for k, x in recorded.about(c, other).items() if x != want[k]} == {"weights"}
+  c.eval.min_p = 0.5
+  assert recorded.about(c, model) == want | dict(min_p=0.5)
 
 
 def test_a_second_run_asks_nothing_and_a_larger_one_only_the_rest(tmp_path):

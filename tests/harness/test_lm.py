@@ -20,7 +20,7 @@ from jaxpeft.data import sources
 from jaxpeft.data.tokenizer import Tokenizer
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation import evaluate, shots, tasks
-from jaxpeft.generation import score
+from jaxpeft.generation import ends, score
 from jaxpeft.generation.ask import LocalAsk, Reply
 from jaxpeft.harness import opened
 
@@ -127,7 +127,7 @@ def test_gsm8k_gives_the_accuracy_of_eval_py_on_the_same_answers(
 
   def generated(self, prompts, options):
     harness.extend(prompts)
-    return [lm.cut_at(answer(x), options["until"]) for x in prompts]
+    return [ends.before(answer(x), options["until"]) for x in prompts]
 
   def ask(requests):
     ours.extend(x.prompt for x in requests)
@@ -242,7 +242,7 @@ def test_choices_of_a_context_share_its_prefill(toy, monkeypatch):
 
 
 def test_texts_end_at_the_first_stop_text(toy):
-  assert lm.cut_at("a b\n\nc b", ["", "b", "\n\n"]) == "a "
+  assert ends.before("a b\n\nc b", ["", "b", "\n\n"]) == "a "
   prompts = ["Question: 2+3?\nAnswer:", "Question: 12+13?\nAnswer:"]
   model = lm.Lm(model=toy, max_gen_toks=24)
   free = model.generate_until([request(x, dict(until=[])) for x in prompts])

@@ -1,4 +1,4 @@
-"""Best of N: m samples, of which one is chosen by a score. `eval.by` names the way.
+"""Best of N: m samples, and a score that chooses one. `eval.by` names the score.
 
   verify        each sample is verified once; a vote among the accepted ones
   choice        the model chooses among all samples, at temperature 0

@@ -12,12 +12,10 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-
-from jaxpeft import console, tree
-from jaxpeft.checkpoints import json_file, run_state
-from jaxpeft.data import fingerprint
+from jaxpeft import console
+from jaxpeft.checkpoints import json_file
 from jaxpeft.errors import InputError
+from jaxpeft.evaluation import kept
 from jaxpeft.generation.ask import Ask, Reply, Request
 from jaxpeft.parallel import distributed
 
@@ -31,7 +29,7 @@ def about(config, model) -> dict[str, Any]:
       identify a model elsewhere, by name.
   """
   e = config.eval
-  return (model if isinstance(model, dict) else _identity(model)) | dict(
+  return (model if isinstance(model, dict) else kept.identity(model)) | dict(
     data=config.data.eval,
     task=e.task,
     shots=e.shots,
@@ -41,16 +39,6 @@ def about(config, model) -> dict[str, Any]:
     top_p=e.top_p,
     min_p=e.min_p,
     repetition_penalty=e.repetition_penalty,
-  )
-
-
-def _identity(model) -> dict[str, Any]:
-  sums = jax.device_get(run_state.checksums(tree.flatten(model.params)))
-  weights = json.dumps(sorted((path, *map(int, x)) for path, x in sums.items()))
-  return dict(
-    weights=hashlib.sha256(weights.encode()).hexdigest()[:16],
-    model=repr((model.config, str(model.transformer.dtype))),
-    tokenizer=fingerprint.of_tokenizer(model.tokenizer),
   )
 
 
@@ -82,7 +70,7 @@ class Recorded:
       console.note(f"{self.path}: {len(self._kept)} replies are kept from before")
 
   def __call__(self, requests: list[Request]) -> list[Reply]:
-    """The replies, of which only those that are missing are asked for."""
+    """The replies; the model is asked only for those that the file lacks."""
     names = [_name(request) for request in requests]
     missing = [i for i, name in enumerate(names) if name not in self._kept]
     # All processes must ask the model for the same, which has collectives.

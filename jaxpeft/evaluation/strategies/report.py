@@ -114,8 +114,8 @@ def of_run(
 ) -> Report:
   """The answers of a run by its `eval.strategy`; without one, one reply to each row.
 
-  The replies to a strategy are kept in chains.jsonl in the run's directory, or beside
-  the report `out`, so that the same command goes on if it was stopped.
+  The replies to a strategy are kept in chains.jsonl in the run's directory, or in
+  that of the report `out`, so that the same command goes on if it was stopped.
 
   Args:
     config: of the run.
