@@ -220,14 +220,14 @@ class Talk:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch, capsys):
-  this = Talk(1)
+  before, this = signal.getsignal(signal.SIGINT), Talk(1)
   typed(monkeypatch, "one", "two")
   terminal.run(this)
   assert this.lines == ["one", "two"]
   assert capsys.readouterr().out == "0 1 2 \n" * 2
   with pytest.raises(KeyboardInterrupt):
     terminal._answer(Talk(2), "three")
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_at_a_terminal_mistakes_and_ctrl_c_end_nothing(bare, monkeypatch, capsys):
