@@ -14,6 +14,7 @@ import logging
 import pathlib
 import shutil
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +30,29 @@ from jaxpeft.parallel import distributed
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def _report(kind, error, trace, report=sys.excepthook):
-  """Reports an error, but not that of a write which came too late for a failed save.
+def _too_late(kind, error) -> bool:
+  """Whether an error is that of a write which came too late for a failed save.
 
   TensorStore's threads print one for every array of a save that failed, e.g. because
   the disk is full. The save's own error is raised by the next call.
   """
-  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+  return kind is RuntimeError and str(error) == "Event loop is closed"
+
+
+def _report(kind, error, trace, report=sys.excepthook):
+  if not _too_late(kind, error):
     report(kind, error, trace)
 
 
-sys.excepthook = _report
+def _report_unraisable(about, report=sys.unraisablehook):
+  if not _too_late(about.exc_type, about.exc_value):
+    report(about)
+
+
+# Which hook is called depends on the version of TensorStore.
+sys.excepthook, sys.unraisablehook = _report, _report_unraisable
+# Orbax drops the writes that a failed save had not begun.
+warnings.filterwarnings("ignore", r"coroutine .*write_\w+' was never awaited")
 
 
 class Checkpoints:
