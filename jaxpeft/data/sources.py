@@ -17,6 +17,7 @@ from jaxpeft.data import (
   formats,
   hub,
   plan_makers,
+  prices,
   sums,
   toy,
   tries,
@@ -172,8 +173,8 @@ def embedded(name: str) -> list[dict]:
   """The rows of an embedded data set.
 
   Args:
-    name: "one_step", "two_step", "budget", "sums", "trip", "meeting" or
-      "calendar" with "/train" or "/test"; or "pretrain".
+    name: "one_step", "two_step", "budget", "sums", "prices", "prices_pairs", "trip",
+      "meeting" or "calendar" with "/train" or "/test"; or "pretrain".
   Raises:
     InputError: there is no data set of that name.
   """
@@ -190,11 +191,14 @@ def _embedded(name: str):
   sizes = {"train": 8_000, "test": 1_000}
   kinds: dict[str, tries.Problem] = {"budget": budget, "sums": sums}
   makers = plan_makers.MAKERS
-  if steps not in ("one_step", "two_step", *kinds, *makers) or split not in sizes:
+  made = ("prices", "prices_pairs", *kinds, *makers)
+  if steps not in ("one_step", "two_step", *made) or split not in sizes:
     raise InputError(
       f"unknown embedded data {name!r}; known: pretrain, and one_step, two_step, "
-      "budget, sums, trip, meeting or calendar with /train or /test"
+      f"{', '.join(made[:-1])} or {made[-1]} with /train or /test"
     )
+  if steps.startswith("prices"):
+    return lambda: prices.rows(steps, split)
   if steps in makers:
     return lambda: plan_makers.rows(steps, split, sizes[split])
   if steps in kinds:

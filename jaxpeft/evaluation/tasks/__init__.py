@@ -28,6 +28,7 @@ from jaxpeft.evaluation.tasks import (
   gsm8k,
   maths,
   meeting,
+  prices,
   sums,
   trip,
 )
@@ -38,6 +39,7 @@ TASKS = {
   "choice": choice,
   "budget": budget,
   "sums": sums,
+  "prices": prices,
   "math": maths,
   "trip": trip,
   "meeting": meeting,
