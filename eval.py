@@ -125,6 +125,9 @@ def _configure(config, parsed) -> pathlib.Path | None:
     config.eval.loss_limit = parsed.limit
   config.data.eval = parsed.data or config.data.eval
   if not config.data.eval:
+    from jaxpeft import experiment
+
+    experiment.adapter_folder(parsed.ckpt)  # an unfinished run has other worries
     raise InputError("the run has no data.eval; give --data=FILE.jsonl")
   out = pathlib.Path(parsed.out) if parsed.out else None
   if out and not out.parent.is_dir():

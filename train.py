@@ -41,17 +41,19 @@ def main(argv):
 
   # ---- options, model and data: all is checked before anything is written
   experiment.enter_mesh(sharding.mesh(**config.mesh))
-  prepared = experiment.prepare(config)
+  place = parsed.workdir or workdir.default(*config_file.places(path), config)
+  prepared = experiment.prepare(
+    config, found=lambda hashes: workdir.check(place, config, hashes)
+  )
   config, base, problems = prepared.config, prepared.base, prepared.data.problems
   t, e = config.train, config.eval  # train.epochs has become steps
   shots = prepared.data.shots
-  place = parsed.workdir or workdir.default(*config_file.places(path), config)
   folder = workdir.prepare(place, config, prepared.data.hashes)
   config = workdir.begun(folder, config)
   prepared = prepared._replace(config=config)
   finished = [line for line in log.read(folder / "metrics.jsonl") if "final" in line]
   if finished:
-    console.note(f"{folder} is finished; next: python eval.py --ckpt={folder}")
+    console.note(f"{folder} is finished; {report.next_command(folder, config)}")
     console.say(report.result(finished[-1]))
     return
   store = run_state.Checkpoints(folder / "checkpoints")
@@ -142,7 +144,7 @@ def main(argv):
   logs.write(step, **final, wall_s=time.monotonic() - started)
   logs.close()
   console.say(report.result(logs.lines[-1]))
-  console.say(report.written(folder))
+  console.say(report.written(folder, config))
 
 
 if __name__ == "__main__":

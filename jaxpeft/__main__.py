@@ -12,6 +12,9 @@ def main():
   parser = argparse.ArgumentParser(prog="python -m jaxpeft")
   known = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
   module = None
+  if not sys.argv[1:]:
+    parser.print_help()
+    sys.exit(2)
   for name, about in COMMANDS.items():
     one = known.add_parser(name, help=about, description=about)
     if sys.argv[1:2] == [name]:  # others are not imported, so that help is quick

@@ -28,7 +28,15 @@ def base() -> config_dict.ConfigDict:
   c.adapt = config_dict.ConfigDict()  # NAME -> name: method, match: regex, its options
 
   c.objective = config_dict.ConfigDict()  # what is trained on what
-  c.objective.name = "supervised"  # a name in jaxpeft.objectives.OBJECTIVES
+  c.objective.name = "supervised"  # `python -m jaxpeft list` names them
+  c.objective.loss = "sigmoid"  # preference: or "ipo", "hinge", "orpo", "simpo"
+  c.objective.beta = 0.1  # preference: weight of log-probabilities against a reference
+  c.objective.label_smoothing = 0.0  # share of pairs that may be the wrong way round
+  c.objective.nll = 0.0  # preference: weight of the chosen answer's mean loss per token
+  c.objective.reference_free = False  # preference: without the base's log-probabilities
+  c.objective.gamma = 0.5  # preference: the margin that "simpo" aims at
+  c.objective.center = 0.0  # reward: weight of the squared sum of a pair's rewards
+  c.objective.pool = "last"  # reward: token that is scored; "hf": the last but padding
 
   c.data = config_dict.ConfigDict()  # training and held-out data
   c.data.train = "embedded:two_step/train"  # or a file, or a data set of the hub

@@ -179,7 +179,15 @@ def _change(config, changes: list[tuple[str, str]]):
   given = dict(changes)
   for key in given:
     _find_or_add(config, key, given)
-  words = ["", *(f"--config.{key}={value}" for key, value in changes)]
+  for change in changes:
+    config = _set(config, *change)
+  _compare(config, configs.base(), "command line")  # a section may be replaced
+  return config
+
+
+def _set(config, key: str, value: str):
+  """`config` with one key changed."""
+  words = ["", f"--config.{key}={value}"]
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
@@ -187,9 +195,24 @@ def _change(config, changes: list[tuple[str, str]]):
     )
     values(words)
   except Exception as e:  # whatever it raises, the value cannot be used
-    raise InputError(f"command line: {_first_line(e)}") from e
-  _compare(values.config, configs.base(), "command line")  # a section may be replaced
+    raise InputError(f"command line: --config.{key}={value}: {_reason(e)}") from e
   return values.config
+
+
+def _reason(error: Exception) -> str:
+  text = _first_line(error)
+  for kind, words in _WANTED.items():
+    if kind in text:
+      return f"the value must be {words}"
+  return text
+
+
+# What a failed conversion says -> what is wanted.
+_WANTED = {
+  "invalid literal for int()": "a whole number",
+  "could not convert string to float": "a number",
+  "Non-boolean argument": "true or false",
+}
 
 
 def _find_or_add(config, key: str, given: dict[str, str]):

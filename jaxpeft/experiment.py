@@ -6,6 +6,7 @@ train.py, eval.py, exports, notebooks and benchmarks all start here.
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,11 @@ def ask(config, tuned: models.Model, label: str = "answers", kept: bool = False)
   return KeptAsk(local) if kept else local
 
 
-def prepare(config, base: models.Model | None = None) -> Prepared:
+def prepare(
+  config,
+  base: models.Model | None = None,
+  found: Callable[[dict], None] = lambda hashes: None,
+) -> Prepared:
   """Everything of a run that can fail on its options, its model or its data.
 
   Options come first, then data, then the model, which may take minutes to read.
@@ -102,6 +107,8 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
   Args:
     config: of the run.
     base: its base model, if at hand; None reads it.
+    found: called with the hashes of the data files before the model is read; it may
+      refuse them.
   Raises:
     InputError: options that are wrong or do not fit the model; data or a model that
       cannot be used.
@@ -111,22 +118,18 @@ def prepare(config, base: models.Model | None = None) -> Prepared:
   trackers.check(config.log.tracker)
   objective = objectives.from_config(config)
   rows = run_data.rows(config)
+  found(rows.hashes)
   if base is None:
     console.note(f"reading {config.model.source} ...")
     base = read_base(config)
   check(config, base, tx)
-  found = run_data.read(config, base, rows)
+  data = run_data.read(config, base, rows)
   if config.train.epochs is not None:
-    config = _with_steps(config, run_data.steps(config, found.batches))
+    config = run_data.with_steps(config, data.batches)
     tx, rate = optimizer.make(config.train.steps, **config.optim)
-  own = not str(config.data.train).startswith("embedded:")
-  if own and str(config.data.eval).startswith("embedded:"):
-    console.note(
-      f"note: data.eval is still the toy's ({config.data.eval}); set data.eval to your "
-      "own file, and eval.task='' for the loss only"
-    )
-  step.split(found.batches[0], config.train.accumulate)
-  return Prepared(config, objective, tx, rate, base, found)
+  run_data.warn(config, rows)
+  step.split(data.batches[0], config.train.accumulate)
+  return Prepared(config, objective, tx, rate, base, data)
 
 
 def make(
@@ -250,13 +253,6 @@ def load_run(workdir_, config=None, base_model=None) -> models.Model:
   like, frozen, meta = _adapt(config, base, start=folder)
   trainable = adapter_files.load(folder, like, meta["fingerprint"])
   return base.replace(params=tree.combine(trainable, frozen))
-
-
-def _with_steps(config, steps: int):
-  """A copy of a config with another number of steps."""
-  config = config.copy_and_resolve_references()
-  config.train.steps = steps
-  return config.lock()
 
 
 def _begin_step(config, objective, tx, base: models.Model, found: Data):

@@ -12,7 +12,7 @@ import typing
 
 from ml_collections import config_dict
 
-from jaxpeft.errors import unknown
+from jaxpeft.errors import InputError, unknown
 
 _OPEN = ("adapt.", "optim.options.", "optim.groups.", "data.columns.")
 _TYPES = (bool, int, float, str, tuple)
@@ -57,6 +57,11 @@ def default(config, key: list[str], given: dict[str, str]):
 def _option_of_method(name, option: str, where: str):
   from jaxpeft import adapters  # imports JAX: only a command that adds a key waits
 
+  if name is None:
+    raise InputError(
+      f"{where} lacks name: a method, e.g. LoRA; set --{where}.name=... and "
+      f"--{where}.match=..., a regex of paths of weights"
+    )
   if name not in adapters.METHODS:
     raise unknown(f"method in {where}.name", name, adapters.METHODS)
   method = adapters.METHODS[name]

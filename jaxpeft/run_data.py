@@ -117,8 +117,23 @@ def held_out(config, tokenizer, rows):
   return held.examples, rows[: config.eval.limit or None], held.summary(d.eval)
 
 
-def steps(config, batches_) -> int:
-  """The number of optimizer steps: `train.steps`, or that of `train.epochs`.
+def warn(config, found: Rows):
+  """Says what is allowed and seldom meant: held-out data of another task, or none."""
+  own = not str(config.data.train).startswith("embedded:")
+  if own and str(config.data.eval).startswith("embedded:"):
+    console.note(
+      f"note: data.eval is still the toy's ({config.data.eval}); set data.eval to your "
+      "own file, and eval.task='' for the loss only"
+    )
+  if len(found.hashes) == 2 and len(set(found.hashes.values())) == 1:
+    console.note(
+      "note: data.eval has the same content as data.train, so its loss and accuracy "
+      "say how well the run remembers, not what it learned"
+    )
+
+
+def with_steps(config, batches_):
+  """The config with the `train.steps` that follow from `train.epochs`, if given.
 
   Args:
     config: of the run.
@@ -128,15 +143,17 @@ def steps(config, batches_) -> int:
   """
   epochs = config.train.epochs
   if epochs is None:
-    return config.train.steps
+    return config
   count = epochs * batches_.epoch_steps
   if not 0 < count < 2**31:
     raise InputError(
       f"train.epochs {epochs} of {batches_.epoch_steps:g} steps each must be more than "
       "0 and less than 2**31 steps in all"
     )
+  config = config.copy_and_resolve_references()
   # A float that is a hair above a whole number of steps adds none.
-  return max(1, math.ceil(count - 1e-6))
+  config.train.steps = max(1, math.ceil(count - 1e-6))
+  return config.lock()
 
 
 def check_batch(config, model):

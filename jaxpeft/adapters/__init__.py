@@ -86,8 +86,13 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
     if not hasattr(fields, "keys"):
       raise InputError(f"{where} is {fields!r}; it needs `name` and `match`")
     fields = dict(fields)
-    if not {"name", "match"} <= fields.keys():
-      raise InputError(f"{where} needs `name` (a method) and `match` (a regex)")
+    about = dict(name="a method, e.g. LoRA", match="a regex of paths of weights")
+    lacks = [f"{key}: {text}" for key, text in about.items() if key not in fields]
+    if lacks:
+      raise InputError(
+        f"{where} lacks {'; '.join(lacks)}; set --config.adapt.{entry}."
+        f"{lacks[0].partition(':')[0]}=..."
+      )
     name, pattern = fields.pop("name"), fields.pop("match")
     if not isinstance(pattern, str):
       raise InputError(f"{where}.match is {pattern!r}, no regex")
@@ -107,7 +112,10 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
         raise InputError(f"{where}.{field} must be of type {kind}, not {value!r}")
     if pattern in rules:
       raise InputError(f"two entries of config.adapt match {pattern!r}; keep one")
-    rules[pattern] = METHODS[name](**fields)
+    try:
+      rules[pattern] = METHODS[name](**fields)
+    except InputError as e:
+      raise InputError(f"{where}.{e}") from e
   return rules
 
 

@@ -37,15 +37,16 @@ class LoRA(Adapter):
   dropout: float = 0.0
   dims: ClassVar = dict(w="io", a="ir", b="ro")
 
-  def check(self, path, shape):
-    """Raises InputError if rank, alpha or dropout is out of range."""
-    check_rank(self.rank, path, shape)
+  def __post_init__(self):
+    """Raises InputError if alpha or dropout is out of range."""
     if not 0 <= self.dropout < 1:
-      raise InputError(
-        f"dropout {self.dropout} of the adapter on {path} is not in [0, 1); 0 is none"
-      )
+      raise InputError(f"dropout {self.dropout} is not in [0, 1); 0 is none")
     if not self.alpha > 0:
-      raise InputError(f"alpha {self.alpha} of the adapter on {path} is not above 0")
+      raise InputError(f"alpha {self.alpha} is not above 0")
+
+  def check(self, path, shape):
+    """Raises InputError if the rank is out of range."""
+    check_rank(self.rank, path, shape)
 
   @property
   def scale(self) -> float:

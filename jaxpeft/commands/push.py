@@ -15,7 +15,10 @@ def add(parser):
     "--base_model", "--base-model", help="org/name, if the run's base was a path"
   )
   parser.add_argument(
-    "--dry_run", "--dry-run", action="store_true", help="upload nothing"
+    "--dry_run",
+    "--dry-run",
+    action="store_true",
+    help="upload nothing, write the files to --out",
   )
   parser.add_argument("--out", help="directory in which to keep what is uploaded")
   export.quality(parser)

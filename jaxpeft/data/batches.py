@@ -7,7 +7,7 @@ to itself, with positions from 0. To resume at a step, no state is needed.
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -171,12 +171,14 @@ class Batches:
     max_tokens: length of a row in tokens.
     batch_size: rows per batch.
     seed: of the shuffling; every epoch has another order.
+    arrays: (rows, max_tokens) -> a batch; an objective's `batch`.
   """
 
   rows: Sequence[list[Example]]
   max_tokens: int
   batch_size: int
   seed: int
+  arrays: Callable = to_arrays
 
   @property
   def epoch_steps(self) -> float:
@@ -184,14 +186,14 @@ class Batches:
     return len(self.rows) / self.batch_size
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step, see `to_arrays`.
+    """The batch of a step, see `arrays`.
 
     Raises:
       InputError: no token of the batch is supervised.
     """
     positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
     numbers = order.rows(positions, len(self.rows), self.seed)
-    batch = to_arrays([self.rows[i] for i in numbers], self.max_tokens)
+    batch = self.arrays([self.rows[i] for i in numbers], self.max_tokens)
     if not batch["weights"].any():
       raise InputError(
         f"batch {step} has no supervised token; raise train.batch_size "
@@ -201,23 +203,25 @@ class Batches:
 
 
 def make(
-  examples, max_tokens: int, batch_size: int, packed: bool, seed: int
+  examples, max_tokens: int, batch_size: int, packed: bool, seed: int, arrays=to_arrays
 ) -> Batches:
   """`Batches` of the examples; one example per row, or as many as fit if `packed`."""
   numbers = np.arange(0 if packed else len(examples) + 1)
   rows = pack(examples, max_tokens) if packed else Rows(examples, numbers, numbers)
-  return Batches(rows, max_tokens, batch_size, seed)
+  return Batches(rows, max_tokens, batch_size, seed, arrays)
 
 
 def preview(batch: dict[str, np.ndarray], tokenizer, color: bool) -> str:
   """The first example of a batch as text that shows which part is supervised.
 
+  Of preferences it is the first group, with its texts one after another.
+
   Args:
-    batch: arrays from `to_arrays`.
+    batch: arrays from `to_arrays`, or from `pairs.to_arrays`.
     tokenizer: a `Tokenizer`.
     color: whether to print the supervised part in green; otherwise it is in [[ ]].
   """
-  length = int((batch["segment"][0] == 1).sum())
+  length = int((batch.get("group", batch["segment"])[0] == 1).sum())
   tokens = batch["tokens"][0, :length]
   learned = np.concatenate([[False], batch["weights"][0, : length - 1] > 0])
   on, off = ("\x1b[32m", "\x1b[0m") if color else ("[[", "]]")

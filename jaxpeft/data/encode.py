@@ -44,7 +44,15 @@ class Encoded:
     if c.truncated:
       line += f"; {c.truncated} cut to max_tokens"
     if c.dropped:
-      line += f", {c.dropped} of them left out: nothing supervised remained"
+      line += f"; {c.dropped} left out: no supervised token remained"
+    if c.unanswered:
+      line += f"; {c.unanswered} conversations have no turn of the assistant"
+    if c.silent:
+      line += f"; {c.silent} have a blank answer, and teach to say nothing"
+    if c.ties:
+      line += f"; {c.ties} ties left out: their answers are equal"
+    if c.long:
+      line += f"; {c.long} preferences longer than data.max_tokens left out"
     return line
 
 
@@ -79,13 +87,26 @@ def encode(
   if loss_on not in ("completion", "all"):
     raise InputError(f"data.loss_on is {loss_on!r}; it must be 'completion' or 'all'")
   into = examples.Memory() if into is None else into
-  counts, number = Counts(), 0
+  counts, number, unanswered = Counts(), 0, None
   for some in _some(rows, source):
     number += len(some)
     found = list(_encode(some, tokenizer))
+    for placed, *row in some:
+      replies = _replies(*row)
+      if replies == [] and unanswered is None:
+        unanswered = placed.place
+      counts = counts._replace(
+        unanswered=counts.unanswered + (replies == []),
+        silent=counts.silent + bool(replies and not any(x.strip() for x in replies)),
+      )
     counts = _add(into, found, counts, max_tokens, loss_on == "all")
     if report:
       report(some[-1][0])
+  if not counts.supervised and counts.unanswered == number:
+    raise InputError(
+      f"{unanswered}: the conversation has no turn of the assistant, and nor has any "
+      "other: there is no answer to learn. Add them, or set data.loss_on='all'"
+    )
   if not counts.supervised:
     raise InputError(
       f"{source}: no supervised token in {number} examples. Raise data.max_tokens "
@@ -102,7 +123,10 @@ def _some(rows: Iterable, source) -> Iterator[list[tuple[Placed, str, dict, tupl
     placed = placed or Placed(f"{source}, row {number}", row, 0.0)
     form, row = formats.checked(placed.row, placed.place)
     own = form in ("messages", segments.FIELD)  # its text is not in two pieces
-    texts = () if own else formats.prompt_and_completion(row, form)
+    try:
+      texts = () if own else formats.prompt_and_completion(row, form)
+    except InputError as e:
+      raise InputError(f"{placed.place}: {e}") from e
     out.append((placed, form, row, texts))
     size += sum(map(len, texts)) if texts else len(str(row[form]))
     if len(out) >= _ROWS or size >= _CHARACTERS:
@@ -112,34 +136,62 @@ def _some(rows: Iterable, source) -> Iterator[list[tuple[Placed, str, dict, tupl
     yield out
 
 
+def _replies(form: str, row: dict, texts: tuple) -> list[str]:
+  """What a row has the model say; a call of a tool and segments count as text."""
+  if texts:
+    return [texts[1]]
+  if form != "messages":
+    return ["segments"]
+  replies = [m for m in row["messages"] if m["role"] in ("assistant", "model")]
+  return [str(m.get("tool_calls") or "") + _text(m.get("content")) for m in replies]
+
+
+def _text(content) -> str:
+  """The text of a message's content, which may be a list of parts."""
+  parts = content if isinstance(content, list) else [content]
+  parts = [x.get("text", x) if isinstance(x, dict) else x for x in parts]
+  return "".join(str(x or "") for x in parts)
+
+
 def _encode(some, tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
   """(ids, supervised) of each row, for a loss on the completion."""
-  texts = [t for _, _, _, t in some if t]
-  befores = tokenizer.encode_all([a for a, _ in texts], bos=True)
-  wholes = tokenizer.encode_all([a + b for a, b in texts], bos=True)
-  pairs = zip(befores, wholes, strict=True)
+  pairs = iter(together([t for _, _, _, t in some if t], tokenizer))
   rows = [row[form] for _, form, row, _ in some if form == segments.FIELD]
   transcripts = iter(segments.encode_all(rows, tokenizer))
   for placed, form, row, pair in some:
     if form == "messages":
-      yield _conversation(row, tokenizer, placed.place)
+      yield conversation(row["messages"], row["tools"], tokenizer, placed.place)
       continue
     if form == segments.FIELD:
       yield next(transcripts)
       continue
-    prompt, whole = next(pairs)
+    ids, prompt = next(pairs)
+    yield ids, [i >= prompt for i in range(len(ids))]
+
+
+def together(pairs, tokenizer) -> list[tuple[list[int], int]]:
+  """(ids with the end of text, how many of them are the prompt's) of each pair.
+
+  Args:
+    pairs: (prompt, completion), texts.
+    tokenizer: a `Tokenizer`.
+  """
+  befores = tokenizer.encode_all([a for a, _ in pairs], bos=True)
+  wholes = tokenizer.encode_all([a + b for a, b in pairs], bos=True)
+  out = []
+  for prompt, whole, pair in zip(befores, wholes, pairs, strict=True):
     fits = whole[: len(prompt)] == prompt
     completion = whole[len(prompt) :] if fits else tokenizer.encode(pair[1])
-    completion += tokenizer.eos_ids[:1]
-    yield prompt + completion, [False] * len(prompt) + [True] * len(completion)
+    out.append((prompt + completion + list(tokenizer.eos_ids[:1]), len(prompt)))
+  return out
 
 
-def _conversation(row: dict, tokenizer, place: str):
-  messages, tools = row["messages"], row["tools"]
+def conversation(messages, tools, tokenizer, place: str, generation_prompt=False):
+  """(ids, supervised) of a conversation, see `answers.chat`; errors name its place."""
   try:
     source = tokenizer.template_for(tools)
     messages = contents.for_template(messages, source, tokenizer.special)
-    return tokenizer.chat(messages, tools=tools)
+    return tokenizer.chat(messages, generation_prompt, tools)
   except InputError as e:
     raise InputError(f"{place}: {e}") from e
 

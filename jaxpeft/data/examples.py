@@ -1,4 +1,4 @@
-"""Examples as three flat arrays, in memory or mapped from files."""
+"""Examples as flat arrays, in memory or mapped from files."""
 
 import json
 import pathlib
@@ -10,7 +10,8 @@ import numpy as np
 from jaxpeft.data.lazy import Lazy
 from jaxpeft.errors import InputError
 
-_FILES = {"tokens": np.int32, "supervised": np.bool_, "offsets": np.int64}
+_FILES = {"tokens": np.int32, "supervised": np.bool_}
+_FILES |= {"offsets": np.int64, "values": np.float32}
 _CHECKED = 2**30  # bytes; larger files are only checked if they were touched
 _BLOCK = 2**22
 
@@ -20,6 +21,7 @@ class Example(NamedTuple):
 
   tokens: np.ndarray  # int32[n]
   supervised: np.ndarray  # bool[n]; False at first, since nothing predicts it
+  value: float = 0.0  # a number of the row, for an objective; see `pairs`
 
 
 class Examples(Lazy):
@@ -29,17 +31,19 @@ class Examples(Lazy):
     tokens: int32[N], of all examples one after another.
     supervised: bool[N].
     offsets: int64[examples + 1]; example i is from offsets[i] to offsets[i + 1].
+    values: float32[examples]; None is 0 for all.
   """
 
-  def __init__(self, tokens, supervised, offsets):
+  def __init__(self, tokens, supervised, offsets, values=None):
     self.tokens, self.supervised, self.offsets = tokens, supervised, offsets
+    self.values = np.zeros(len(self), np.float32) if values is None else values
 
   def __len__(self) -> int:
     return len(self.offsets) - 1
 
   def item(self, at: int):
     a, b = int(self.offsets[at]), int(self.offsets[at + 1])
-    return Example(self.tokens[a:b], self.supervised[a:b])
+    return Example(self.tokens[a:b], self.supervised[a:b], float(self.values[at]))
 
   @property
   def lengths(self) -> np.ndarray:
@@ -55,6 +59,10 @@ class Counts(NamedTuple):
   supervised: int = 0
   truncated: int = 0  # examples longer than max_tokens, cut at the end
   dropped: int = 0  # examples without any supervised token, which are left out
+  unanswered: int = 0  # conversations without a turn of the assistant
+  silent: int = 0  # examples whose answers are blank
+  ties: int = 0  # preferences between equal answers, which are left out
+  long: int = 0  # preferences longer than max_tokens, which are left out
   longest: int = 0  # tokens of the longest example
   largest: int = 0  # the largest token id
 
@@ -63,11 +71,16 @@ class Memory:
   """Takes examples and holds them in memory."""
 
   def __init__(self):
-    self._parts: list[list[np.ndarray]] = [[], [], [np.zeros(1, np.int64)]]
+    self._parts: list[list[np.ndarray]] = [[], [], [np.zeros(1, np.int64)], []]
 
-  def add(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]):
-    """Takes the tokens, the mask and the ends of some examples, counted from 0."""
-    for part, array in zip(self._parts, arrays, strict=True):
+  def add(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], values=None):
+    """Takes the tokens, the mask and the ends of some examples, counted from 0.
+
+    Args:
+      arrays: int32[n], bool[n] and int64[examples].
+      values: float32[examples]; None is 0 for all.
+    """
+    for part, array in zip(self._parts, _with_values(arrays, values), strict=True):
       part.append(array)
 
   def finish(self, counts: Counts) -> Examples:
@@ -84,9 +97,9 @@ class Files:
     self._sums = dict.fromkeys(_FILES, 0)
     self._write("offsets", np.zeros(1, np.int64))
 
-  def add(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]):
-    """Takes the tokens, the mask and the ends of some examples, counted from 0."""
-    for name, array in zip(_FILES, arrays, strict=True):
+  def add(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], values=None):
+    """Takes what `Memory.add` does."""
+    for name, array in zip(_FILES, _with_values(arrays, values), strict=True):
       self._write(name, array)
 
   def finish(self, counts: Counts) -> Examples:
@@ -110,6 +123,11 @@ class Files:
     data = array.tobytes()
     self._sums[name] = zlib.crc32(data, self._sums[name])
     self._files[name].write(data)
+
+
+def _with_values(arrays, values) -> tuple:
+  values = np.zeros(len(arrays[2]), np.float32) if values is None else values
+  return (*arrays, values)
 
 
 def load(directory: pathlib.Path) -> tuple[Examples, Counts] | None:

@@ -21,6 +21,10 @@ _LIST = 64 * 2**20  # bytes of a JSON list
 _RATIO = 200  # of gzip; ordinary text has less than 20
 _START = 1000  # first bytes of a JSON file, which show its layout
 _NAMED = re.compile(rb'\{\s*"[^"\\]*"\s*:\s*\{')  # an object whose values are objects
+_HOLDERS = ("data", "rows", "examples", "train", "validation", "test")
+_WRAPPED = re.compile(
+  rb"\{\s*(\n|\"(%s)\"\s*:\s*\[)" % b"|".join(name.encode() for name in _HOLDERS)
+)  # an object over several lines, or one that holds the rows
 
 
 class Placed(NamedTuple):
@@ -92,28 +96,47 @@ def _loads(text: str, place: str):
   except RecursionError as e:
     raise InputError(f"{place}: nested too deeply") from e
   except ValueError as e:  # also a number of over 4300 digits
-    raise InputError(f"{place}: not JSON: {e}") from e
+    raise InputError(f"{place}: not JSON: {_why(e, text.rstrip())}") from e
+
+
+def _why(error: ValueError, text: str) -> str:
+  """What is wrong with a text that is not JSON."""
+  if not isinstance(error, json.JSONDecodeError):
+    return str(error)
+  if error.pos < len(text):
+    where = f"line {error.lineno}, " if "\n" in text else ""
+    return f"{error.msg} at {where}character {error.colno}"
+  return (
+    f"{error.msg} at its end. A row must be in one line, unless the file is a list "
+    '[...] or {"data": [...]} whose name ends in .json'
+  )
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Placed]:
   for number, share, line in _lines(path):
     if line.strip():
       place = f"{path}, line {number}"
-      yield Placed(place, _loads(line, place), share)
+      row = _loads(line, place)
+      if isinstance(row, list):
+        raise InputError(
+          f"{place}: holds a list, not a row; if the file is one JSON list of rows, "
+          "name it .json"
+        )
+      yield Placed(place, row, share)
 
 
 def _json(path: pathlib.Path) -> Iterator[Placed]:
-  """A list of rows, an object of rows by their names, or lines as in JSONL."""
+  """A list of rows, an object of rows by their names or around a list, or lines."""
   opener = gzip.open if path.name.lower().endswith(".gz") else open
   with opener(path, "rb") as f:
     start = f.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
-    named = _NAMED.match(start)
+    whole = _NAMED.match(start) or _WRAPPED.match(start)
     f.seek(0)
-    text = f.read(_LIST + 1) if named or start.startswith(b"[") else b""
-  rows = _named(text) if named else {}
+    text = f.read(_LIST + 1) if whole or start.startswith(b"[") else b""
+  rows = _rows(text) if whole else {}
   if rows:
     for number, (name, row) in enumerate(rows.items(), 1):
-      yield Placed(f"{path}, row {name[:80]!r}", row, number / len(rows))
+      yield Placed(f"{path}, row {name}", row, number / len(rows))
     return
   if not start.startswith(b"["):
     yield from _jsonl(path)
@@ -131,19 +154,28 @@ def _json(path: pathlib.Path) -> Iterator[Placed]:
     yield Placed(f"{path}, row {number}", row, number / len(rows))
 
 
-def _named(text: bytes) -> dict:
-  """The rows of a JSON object {name: row}; {} if the text is no such object."""
+def _rows(text: bytes) -> dict:
+  """{name or number: row} of a JSON object {name: row} or {"data": rows}.
+
+  {} if the text is no such object; an object over several lines may be one row.
+  """
   try:
-    rows = json.loads(text) if len(text) <= _LIST else {}
+    found = json.loads(text) if len(text) <= _LIST else {}
   except (ValueError, RecursionError):  # several lines, an object each
     return {}
-  rows = rows if isinstance(rows, dict) else {}
-  return rows if all(isinstance(row, dict) for row in rows.values()) else {}
+  if not isinstance(found, dict) or not found:
+    return {}
+  if all(isinstance(row, dict) for row in found.values()):
+    return {repr(name[:80]): row for name, row in found.items()}
+  held = [found[name] for name in _HOLDERS if isinstance(found.get(name), list)]
+  if len(held) == 1:
+    return dict(enumerate(held[0], 1))
+  return {1: found} if b"\n" in text.strip() else {}
 
 
 def _csv(path: pathlib.Path) -> Iterator[Placed]:
   """Rows of a table with a header; every value is a text."""
-  delimiter = "\t" if ending(path) == ".tsv" else ","
+  delimiter = _delimiter(path)
   number, share = 0, 0.0
 
   def texts():
@@ -170,6 +202,14 @@ def _csv(path: pathlib.Path) -> Iterator[Placed]:
       yield Placed(place, dict(zip(header, values, strict=True)), share)
   except csv.Error as e:
     raise InputError(f"{path}, line {number}: not a table of values: {e}") from e
+
+
+def _delimiter(path: pathlib.Path) -> str:
+  """What separates values: as the name says, unless the header has only another."""
+  usual = "\t" if ending(path) == ".tsv" else ","
+  header = next((text for _, _, text in _lines(path)), "")
+  others = [x for x in ";\t|," if x in header]
+  return others[0] if others and usual not in header else usual
 
 
 def _parquet(path: pathlib.Path) -> Iterator[Placed]:

@@ -1,9 +1,8 @@
 """Forms of a row: the fields that identify each, and the texts that they give."""
 
-import difflib
 import json
 
-from jaxpeft.data import choices, plans, segments
+from jaxpeft.data import choices, columns, plans, segments
 from jaxpeft.errors import InputError, unknown
 
 # form -> the fields that identify it; the first form that fits is taken.
@@ -16,9 +15,13 @@ FORMATS = {
   "alpaca": ("instruction", "output"),
   "segments": (segments.FIELD,),
   **plans.FORMS,
+  "preference": ("chosen", "rejected"),
+  "ranking": ("ranked",),
 }
 _CHATS = ("messages", "conversations", "conversation")
+PREFERENCES = ("preference", "ranking")  # forms that `preferences` reads
 _MORE = (
+  "margin",
   "input",
   "system",
   "tools",
@@ -52,7 +55,8 @@ def checked(row, place: str) -> tuple[str, dict]:
   """(form, row): the name of a row's form, and the row as that form has it.
 
   Conversations of every form become {"messages": [...], "tools": ... or None}, and
-  segments become {"segments": tuple of `segments.Segment`}.
+  segments become {"segments": tuple of `segments.Segment`}. Rows of `PREFERENCES` are
+  recognized, and their values are checked by `preferences.parse`.
 
   Args:
     row: a dict with the fields of one form, of which further fields are ignored. A
@@ -65,23 +69,25 @@ def checked(row, place: str) -> tuple[str, dict]:
     given = choices.parse(row, place)
     for text in (given.question, *given.texts):
       check_characters(text, choices.FIELD, place)
-    _check_size(sum(map(len, (given.question, *given.texts))), place)
+    check_size(sum(map(len, (given.question, *given.texts))), place)
     return choices.FIELD, row
   if isinstance(row, dict):
     for form, fields in FORMATS.items():
       if all(row.get(field) is not None for field in fields):
+        if form in PREFERENCES:
+          return form, row
         if form in _CHATS:
-          return "messages", _chat(row, form, place)
+          return "messages", chat(row, form, place)
         if form == segments.FIELD:
           return form, {form: _segments(row[form], place)}
         if form in plans.FORMS:
           text = "".join(plans.checked(row, form, place))
           check_characters(text, form, place)
-          _check_size(len(text), place)
+          check_size(len(text), place)
           return form, row
         _check_texts(row, form, place)
         return form, row
-  raise _no_form(row, place)
+  raise columns.no_form(row, place, FORMATS)
 
 
 def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
@@ -93,7 +99,14 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
   Args:
     row: of any form except conversations.
     form: its form, from `checked`.
+  Raises:
+    InputError: the row holds a preference.
   """
+  if form in PREFERENCES:
+    raise InputError(
+      f"the row holds a preference ({' + '.join(FORMATS[form])}), not one answer; the "
+      "objectives 'reward' and 'preference' learn from it: set objective.name"
+    )
   if form == choices.FIELD:
     given = choices.parse(row, "a row")
     return given.prompt(), given.options()[given.right][1]
@@ -111,71 +124,13 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
   return row["prompt"], row["completion"]
 
 
-def mapped(row, columns: dict[str, str], place: str):
-  """The row {field: row[column]} that `data.columns` describes; {} changes nothing.
-
-  Raises:
-    InputError: the row lacks a column.
-  """
-  if not columns or not isinstance(row, dict):
-    return row
-  for field, column in columns.items():
-    if column not in row:
-      raise InputError(
-        f"{place}: has no column {column!r}, which data.columns.{field} names; "
-        f"columns: {_names(row)}{_near(column, row)}"
-      )
-  return {field: row[column] for field, column in columns.items()}
-
-
-def check_columns(columns: dict[str, str]):
+def check_columns(named: dict[str, str]):
   """Raises InputError unless the keys of `data.columns` are fields of some form."""
-  for field, column in columns.items():
+  for field, column in named.items():
     if field not in FIELDS:
       raise unknown("field in data.columns", field, FIELDS)
     if not isinstance(column, str):
       raise InputError(f"data.columns.{field} is {column!r}; it must name a column")
-
-
-def _no_form(row, place: str) -> InputError:
-  if not isinstance(row, dict):
-    kind = type(row).__name__
-    return InputError(f"{place}: has {kind}; a row must be an object with named fields")
-  known = "; ".join(" + ".join(fields) for fields in FORMATS.values())
-  text = f"{place}: has {_names(row) or 'no fields'}; expected one of: {known}"
-  there = {name for name, value in row.items() if value is not None}
-
-  def closeness(fields):
-    same = [max((_ratio(f, name) for name in there), default=0.0) for f in fields]
-    return sum(f in there for f in fields) / len(fields), sum(same) / len(fields)
-
-  nearest = max(FORMATS.values(), key=closeness)
-  lacks = [field for field in nearest if field not in there]
-  if there:
-    text += (
-      f". Nearest is {' + '.join(nearest)}, without {' and '.join(lacks)}"
-      f"{_near(lacks[0], there)}. Columns of other names are mapped by "
-      f"--config.data.columns.{lacks[0]}=COLUMN"
-    )
-  return InputError(text)
-
-
-def _names(row) -> str:
-  names = [_printable(name) for name in row]
-  return ", ".join(names[:12]) + (f" and {len(names) - 12} more" * (len(names) > 12))
-
-
-def _near(name: str, names) -> str:
-  found = difflib.get_close_matches(name, [_printable(x) for x in names], n=1)
-  return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def _ratio(a: str, b) -> float:
-  return difflib.SequenceMatcher(None, a, str(b)[:40]).ratio()
-
-
-def _printable(name) -> str:
-  return str(name)[:40].encode("utf-8", "backslashreplace").decode()
 
 
 def _check_texts(row: dict, form: str, place: str):
@@ -190,7 +145,7 @@ def _check_texts(row: dict, form: str, place: str):
       raise InputError(f"{place}: `{field}` must be a text, not {kind}")
     check_characters(value, field, place)
     total += len(value)
-  _check_size(total, place)
+  check_size(total, place)
 
 
 def check_characters(text: str, field: str, place: str):
@@ -205,7 +160,7 @@ def check_characters(text: str, field: str, place: str):
     ) from e
 
 
-def _check_size(characters: int, place: str):
+def check_size(characters: int, place: str):
   if characters > _MOST:
     raise InputError(
       f"{place}: has {characters} characters; at most {_MOST} are read as one row: "
@@ -215,13 +170,13 @@ def _check_size(characters: int, place: str):
 
 def _segments(value, place: str) -> tuple[segments.Segment, ...]:
   found = segments.parse(_parsed(value, segments.FIELD, place), place)
-  _check_size(sum(len(segment.text) for segment in found), place)
+  check_size(sum(len(segment.text) for segment in found), place)
   for segment in found:
     check_characters(segment.text, segments.FIELD, place)
   return found
 
 
-def _chat(row: dict, form: str, place: str) -> dict:
+def chat(row: dict, form: str, place: str) -> dict:
   """{"messages", "tools"} of a conversation in any of its forms."""
   messages = _parsed(row[form], form, place)
   tools = _parsed(row.get("tools"), "tools", place)
@@ -235,7 +190,7 @@ def _chat(row: dict, form: str, place: str) -> dict:
     except (ValueError, TypeError, RecursionError) as e:
       raise InputError(f"{place}: `{field}` is no JSON data: {e}") from e
     check_characters(text, field, place)
-    _check_size(len(text), place)
+    check_size(len(text), place)
   messages = messages if isinstance(messages, list) else []
   messages = [_turn(m, form, place) for m in messages]
   _check_messages(messages, form, place)
@@ -255,7 +210,7 @@ def _parsed(value, field: str, place: str):
     return value
   if not value.strip():
     return None
-  _check_size(len(value), place)
+  check_size(len(value), place)
   try:
     return json.loads(value)
   except (ValueError, RecursionError) as e:
@@ -293,7 +248,7 @@ def _check_messages(messages, form: str, place: str):
       and all(isinstance(part, str | dict) for part in parts)
     )
   if not good:
-    ours = "{role, content}" if form == "messages" else "{from, value}"
+    ours = "{from, value}" if form.startswith("conversation") else "{role, content}"
     raise InputError(
       f"{place}: `{form}` must be a list of {ours}, where {ours[1:-1].split()[-1]} is "
       'a text or a list of {"type": "text", "text": ...}'

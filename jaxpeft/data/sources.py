@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxpeft.data import (
   budget,
+  columns,
   files,
   fingerprint,
   formats,
@@ -39,7 +40,7 @@ class Source:
     name: as in the config, for messages.
     files: in the order in which they are read; () if the rows are not from files.
     rows: gives the rows, if they are not from files.
-    columns: our field -> column of the files, see `formats.mapped`; {} is as they are.
+    columns: our field -> column of the files, see `columns.mapped`; {} is as they are.
   """
 
   name: str
@@ -58,7 +59,7 @@ class Source:
       if limit is not None and count >= limit:
         return
       count += 1
-      yield row._replace(row=formats.mapped(row.row, self.columns, row.place))
+      yield row._replace(row=columns.mapped(row.row, self.columns, row.place))
     if not count:
       raise InputError(f"{self.name} has no rows")
 

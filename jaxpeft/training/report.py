@@ -17,6 +17,12 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
   toy = "a toy: it shows that the machinery works, not how good a method is"
   methods = ", ".join(adapter.name for adapter in config.adapt.values())
   steps = config.train.steps
+  again = ""
+  if epoch_steps < 1:
+    again = (
+      f"\nnote: the data fill {epoch_steps:.0%} of a batch, so a step repeats them; "
+      f"lower train.batch_size ({config.train.batch_size}) or add data"
+    )
   chosen = config.tokens.fraction
   chosen = f"; {chosen:.0%} of the tokens carry gradient" if chosen < 1 else ""
   about = f" ({toy})" if config.model.source == "embedded" else ""
@@ -26,7 +32,7 @@ def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:
     f"{size.trainable / size.total:.2%}, adapter {human(size.bytes)}B{chosen}\n"
     f"step compiled in {compile_s:.1f} s, memory planned for it "
     f"{human(compiled_bytes.planned(compiled))}B; "
-    f"{steps} steps are {steps / epoch_steps:.2f} epochs"
+    f"{steps} steps are {steps / epoch_steps:.2f} epochs{again}"
   )
 
 
@@ -83,12 +89,18 @@ def _memory(final: dict) -> str:
   return f"{planned}, {mib('process_memory_bytes')} measured for the process"
 
 
-def written(folder) -> str:
+def next_command(folder, config) -> str:
+  """The command that uses a finished run: evaluation, or chat without held-out data."""
+  command = "eval.py" if config.data.eval else "-m jaxpeft chat"
+  return f"next: python {command} --ckpt={folder}"
+
+
+def written(folder, config) -> str:
   """What a finished run has left in its directory, and the next command."""
   names = "metrics.jsonl loss.png answers.jsonl adapter tensorboard".split()
   found = [f"{x}/" if (folder / x).is_dir() else x for x in names]
   found = [x for x in found if (folder / x).exists()]
-  return f"{folder}: {', '.join(found)}\nnext: python eval.py --ckpt={folder}"
+  return f"{folder}: {', '.join(found)}\n{next_command(folder, config)}"
 
 
 def peak_memory(step_fn, device) -> dict:

@@ -51,6 +51,33 @@ def prepare(path: str, config, hashes: dict | None = None) -> pathlib.Path:
   return workdir
 
 
+def check(path: str, config, hashes: dict | None = None):
+  """Refuses what `prepare` would refuse, as far as it shows without the model.
+
+  Nothing is written, and a process alone may call it.
+
+  Raises:
+    InputError: the directory is a file, holds a run of another config or of other
+      data, or has lost its config.json.
+  """
+  workdir = pathlib.Path(path)
+  try:
+    there = next(x for x in (workdir, *workdir.parents) if x.exists())
+    if not there.is_dir():
+      raise InputError(f"cannot use --workdir={path}: {there} is a file, no directory")
+    _check_left(workdir)
+    if (workdir / "config.json").exists():
+      now = configs.to_json(config)
+      if config.train.epochs is not None:  # the steps follow from the tokens
+        now["train"]["steps"] = _read_object(workdir / "config.json")["train"]["steps"]
+      _check_config(workdir, now)
+      _check_data(workdir, config, hashes or {}, write=False)
+  except InputError:
+    raise
+  except (OSError, ValueError, RecursionError, LookupError) as e:
+    raise InputError(f"cannot use --workdir={path}: {e}") from e
+
+
 def begun(workdir, config):
   """The config with the adapters' options that the run in `workdir` began with.
 
@@ -107,26 +134,9 @@ def _write_or_check(workdir, text, write):
     _lock(workdir)
     temporary.tidy(workdir)
   if file.exists():
-    there, now = _read_object(file), json.loads(text)
-    if isinstance(there.get("adapt"), dict):
-      there["adapt"] = adapters.named(there["adapt"], {})
-      now["adapt"] = adapters.named(now["adapt"], there["adapt"])
-    known = {
-      key: x for key, x in configs.filled(there).items() if key in there or key in now
-    }
-    changed = _changes(known | {key: now.get(key) for key in _WHERE}, now)
-    if changed:
-      raise InputError(
-        f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
-        "use another --workdir, or delete this one"
-      )
+    _check_config(workdir, json.loads(text))
   elif write:
-    left = [name for name in _OF_A_RUN if (workdir / name).exists()]
-    if left:
-      raise InputError(
-        f"{workdir} has {' and '.join(left)} of a run, but its config.json is gone; "
-        "put it back, or use another --workdir"
-      )
+    _check_left(workdir)
     now = json.loads(text)
     now["adapt"] = adapters.named(now["adapt"])
     _write(file, json.dumps(now, indent=2) + "\n")
@@ -134,6 +144,33 @@ def _write_or_check(workdir, text, write):
     raise InputError(
       f"process 0 wrote {file}, but another process does not find it: --workdir must "
       "be on a file system that all machines share"
+    )
+
+
+def _check_config(workdir, now: dict):
+  """Compares a config with that of the run in a directory."""
+  there = _read_object(workdir / "config.json")
+  if isinstance(there.get("adapt"), dict):
+    there["adapt"] = adapters.named(there["adapt"], {})
+    now = now | dict(adapt=adapters.named(now["adapt"], there["adapt"]))
+  known = {
+    key: x for key, x in configs.filled(there).items() if key in there or key in now
+  }
+  changed = _changes(known | {key: now.get(key) for key in _WHERE}, now)
+  if changed:
+    raise InputError(
+      f"{workdir} holds a run of another config ({'; '.join(changed[:4])}); "
+      "use another --workdir, or delete this one"
+    )
+
+
+def _check_left(workdir):
+  """Refuses a directory with parts of a run, but without its config."""
+  left = [name for name in _OF_A_RUN if (workdir / name).exists()]
+  if left and not (workdir / "config.json").exists():
+    raise InputError(
+      f"{workdir} has {' and '.join(left)} of a run, but its config.json is gone; "
+      "put it back, or use another --workdir"
     )
 
 

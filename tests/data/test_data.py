@@ -59,9 +59,27 @@ def test_truncation_is_counted_and_what_remains_must_teach(tok):
   ]
   got = encode.encode(rows, tok, 8, "completion")
   assert (len(got.examples), got.truncated, got.dropped) == (1, 2, 1)
-  assert "2 cut to max_tokens, 1 of them left out" in got.summary("x")
+  assert "2 cut to max_tokens; 1 left out" in got.summary("x")
   with pytest.raises(jaxpeft.InputError, match="no supervised token in 1 examples"):
     encode.encode(rows[:1], tok, 8, "completion")
+
+
+def test_answers_that_say_nothing_are_counted(tok):
+  rows = [dict(prompt="a", completion=text) for text in ("", " \n", "b")]
+  got = encode.encode(rows, tok, 8, "completion")
+  assert got.counts.silent == 2
+  assert "; 2 have a blank answer" in got.summary("x")
+
+
+def test_conversations_without_an_answer_are_counted_and_must_not_be_all(tok):
+  asked = dict(messages=[dict(role="user", content="Hi?")])
+  replied = [dict(role="assistant", content=text) for text in ("", "Yes.")]
+  rows = [dict(messages=[*asked["messages"], reply]) for reply in replied]
+  got = encode.encode([asked, *rows], tok, 99, "completion")
+  assert (got.counts.unanswered, got.counts.silent, got.dropped) == (1, 1, 1)
+  assert "1 conversations have no turn of the assistant" in got.summary("x")
+  with pytest.raises(jaxpeft.InputError, match=r"row 1: .* no turn of the assistant"):
+    encode.encode([asked] * 2, tok, 99, "completion")
 
 
 CHATML = (
@@ -267,7 +285,7 @@ def test_real_gsm8k_is_read_and_encoded_without_loss(tok, data_dir):
       '{"prompt": "a", "completion": 3}',
       "line 1: `completion` must be a text, not int",
     ),
-    ("[1]", "line 1: has list"),
+    ("[1]", "line 1: holds a list"),
     ('{"messages": [{"role": "user"}]}', "line 1: `messages` must be a list"),
     ("", "has no rows"),
   ],

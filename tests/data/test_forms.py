@@ -219,7 +219,7 @@ def test_lists_of_texts_are_joined_where_a_template_wants_texts(tok, template, w
 # ---- bad rows --------------------------------------------------------------------
 
 BAD = {
-  "no form": ("a.csv", "query,response\na,b\n", r"line 2: has query, response; .*Near"),
+  "no form": ("a.csv", "query,response\na,b\n", r"has query.*\.prompt=query"),
   "nearly": ("a.csv", "prompt,completions\na,b\n", "mean 'completions'.*data.columns"),
   "ragged": ("a.csv", "prompt,completion\na\n", "line 2: has 1 values, the header has"),
   "twice": ("a.csv", "prompt,prompt\na,b\n", "two columns are named 'prompt'"),
@@ -227,6 +227,9 @@ BAD = {
   "header only": ("a.csv", "prompt,completion\n", "has no rows"),
   "not parquet": ("a.parquet", "PAR1 no", "cannot read the data file"),
   "not gzip": ("a.jsonl.gz", "{}", "cannot read the data file"),
+  "a list over lines": ("a.jsonl", '[\n{"prompt": "a"}]', "at its end. A row must be"),
+  "a list in a line": ("a.jsonl", '[{"prompt": "a"}]', "name it .json"),
+  "an object over lines": ("a.json", '{"prompt":\n1 "a"}', "line 1: not JSON"),
   "a list that ends": ("a.json", '[{"prompt": "a"', "not JSON"),
   "rows of a list": ("a.json", "[1]", "row 1: has int"),
   "deep": ("a.jsonl", "[" * 100_000, "nested too deeply"),
@@ -251,6 +254,26 @@ def test_a_bad_file_is_one_clear_line(tmp_path, case):
   (tmp_path / name).write_text(text)
   with pytest.raises(jaxpeft.InputError, match=message):
     sources.read(tmp_path / name)
+
+
+WELL = {
+  "around a list": ("a.json", '{"data": [{"prompt": "a"}], "version": 1}'),
+  "around a list, over lines": ("a.json", '{\n "train": [\n  {"prompt": "a"}\n ]\n}'),
+  "one row over lines": ("a.json", '{\n "prompt":\n  "a"\n}'),
+  "one row": ("a.json", '{"prompt": "a"}'),
+  "semicolons": ("a.csv", "prompt;x\na;b\n"),
+  "tabs in a .csv": ("a.csv", "prompt\tx\na\tb\n"),
+  "commas in a .tsv": ("a.tsv", "prompt,x\na,b\n"),
+  "semicolons in values": ("a.csv", "prompt,x;y\na,b;c\n"),
+}
+
+
+@pytest.mark.parametrize("case", WELL)
+def test_layouts_that_people_have(tmp_path, case):
+  name, text = WELL[case]
+  (tmp_path / name).write_text(text)
+  (row,) = files.read(tmp_path / name)
+  assert row.row["prompt"] == "a"
 
 
 def test_a_file_that_is_not_utf8_is_named_with_the_line(tmp_path):

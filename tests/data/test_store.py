@@ -367,7 +367,7 @@ def test_epochs_decide_about_steps(epochs, steps):
   c = configs.base()
   c.train.epochs = epochs
   rows = batches.Rows([], np.arange(10), np.arange(11))
-  assert run_data.steps(c, batches.Batches(rows, 10, 4, 0)) == steps
+  assert run_data.with_steps(c, batches.Batches(rows, 10, 4, 0)).train.steps == steps
 
 
 def test_a_batch_that_no_memory_holds_is_refused(base):

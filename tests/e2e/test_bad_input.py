@@ -37,6 +37,14 @@ CASES = {  # what is typed after the script, and what the line must say
     "unknown config key 'optim.lrr'. Did you mean 'optim.lr'",
   ),
   "wrong type": (["train.py", C, "--config.train.steps=many"], "many"),
+  "no number at all": (
+    ["train.py", C, "--config.optim.lr=x"],
+    "--config.optim.lr=x: the value must be a number",
+  ),
+  "neither true nor false": (
+    ["train.py", C, "--config.train.keep_best=maybe"],
+    "--config.train.keep_best=maybe: the value must be true or false",
+  ),
   "wrong flag": (["train.py", C, "--nonsense=1"], "nonsense"),
   "no time at all": (
     ["train.py", C, "--config.processes.heartbeat_s=0"],
@@ -148,6 +156,39 @@ CASES = {  # what is typed after the script, and what the line must say
   "answer": (["train.py", C, "--config.eval.answer=exact"], "eval.answer"),
   "workdir is a file": (["train.py", C, "--workdir={tmp}/bad.jsonl"], "--workdir"),
   "other run": (["train.py", C, "--workdir={tmp}/run"], "another config"),
+  "other run, told before a model is read": (
+    ["train.py", C, "--workdir={tmp}/run", "--config.model.source=/nowhere"],
+    "another config",
+  ),
+  "a file above workdir": (
+    ["train.py", C, "--workdir={tmp}/bad.jsonl/x", "--config.model.source=/nowhere"],
+    "bad.jsonl is a file",
+  ),
+  "unfinished, without held-out data": (
+    ["eval.py", "--ckpt={tmp}/bare"],
+    "not finished",
+  ),
+  "dropout, told before a model is read": (
+    [
+      "train.py",
+      "--config=configs/lora.py",
+      "--config.model.source=/nowhere",
+      "--config.adapt.main.dropout=1.5",
+    ],
+    "config.adapt.main.dropout 1.5 is not in",
+  ),
+  "an adapter without a name": (
+    ["train.py", C, "--config.adapt.more.rank=3"],
+    "config.adapt.more lacks name",
+  ),
+  "an adapter without match": (
+    ["train.py", C, "--config.adapt.more.name=LoRA"],
+    "config.adapt.more lacks match: a regex",
+  ),
+  "rows of another task": (
+    ["train.py", C, "--config.data.eval={tmp}/good.jsonl"],
+    "set eval.task=exact",
+  ),
   "no ckpt": (["eval.py"], "Give --ckpt"),
   "not a run": (["eval.py", "--ckpt={tmp}"], "is no run"),
   "no object": (["eval.py", "--ckpt={tmp}/list"], "holds no JSON object"),
@@ -214,6 +255,9 @@ def tmp(tmp_path_factory):
   c = config.base()
   c.adapt.main = dict(name="LoRA", match=".*/q")
   (tmp / "run" / "config.json").write_text(json.dumps(config.to_json(c)))
+  c.data.eval = ""
+  (tmp / "bare").mkdir()
+  (tmp / "bare" / "config.json").write_text(json.dumps(config.to_json(c)))
   for name, data in (("list", b"[]"), ("bytes", b"\xff\xfe")):
     (tmp / name).mkdir()
     (tmp / name / "config.json").write_bytes(data)

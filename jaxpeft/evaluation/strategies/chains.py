@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation.strategies.roles import OPERATIONS, Roles
 from jaxpeft.generation.ask import Ask, Reply, Request
@@ -143,6 +144,7 @@ def run(
     live = [x for x in live if not x[2].full]
     if not live:
       break
+    console.note(f"{op}, call {number + 1} of a chain: {len(asked)} prompts ...")
     replies = ask(asked)
     for (_, _, chain), reply in zip(live, replies, strict=True):
       chain.calls.append(call(problems.roles, op, reply))

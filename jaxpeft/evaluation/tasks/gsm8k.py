@@ -16,6 +16,10 @@ _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 _UNTIL = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
+OTHERS = (
+  "for rows of your own set eval.task=exact (the answer is the completion), "
+  "eval.task=choice (it is one of some labels), or eval.task='' for the loss only"
+)
 RULES = ("strict", "flexible")
 
 
@@ -51,13 +55,13 @@ def gold(row: dict) -> str:
 def _check(row: dict):
   if not ("question" in row and "answer" in row):
     raise InputError(
-      f"task gsm8k needs rows with question and answer, not {sorted(row)}; "
-      "set data.eval to such a file, or eval.task='' for the loss only"
+      f"task gsm8k needs rows with question and answer, not {', '.join(sorted(row))}; "
+      f"{OTHERS}"
     )
   if strict(str(row["answer"])) == INVALID:
     raise InputError(
       "task gsm8k scores the number behind '#### ', which this answer lacks: "
-      f"{str(row['answer'])[-60:]!r}; correct data.eval, or set eval.task=''"
+      f"{str(row['answer'])[-60:]!r}; {OTHERS}"
     )
 
 
