@@ -87,7 +87,8 @@ def main(argv):
       score = got.choice["macro_f1"]
       table[f"macro-F1, {got.rule}"] = f"{score:.3f}  [{low:.3f}, {high:.3f}]"
     for x in got.choice.get("confused", ()):
-      table[f"{x['gold']} taken for"] = f"{x['found'] or 'no label'}: {x['count']}"
+      got_label = repr(x["found"]) if x["found"] else "no label"
+      table[f"{x['gold']!r} taken for"] = f"{got_label}: {x['count']}"
     table |= found.table()
     report |= found.settings(e)
     report |= dict(

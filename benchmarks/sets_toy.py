@@ -17,6 +17,7 @@ about six minutes.
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -147,6 +148,13 @@ def table(found: dict[str, list[dict]]) -> str:
   return "\n".join(lines) + "\n"
 
 
+def pooled(gaps: list[dict]) -> tuple[float, float]:
+  """(mean, half of its 95 % interval) of independent estimates with intervals."""
+  halves = [(x["high"] - x["low"]) / 2 for x in gaps]
+  mean_ = statistics.mean(x["value"] for x in gaps)
+  return mean_, math.sqrt(sum(x * x for x in halves)) / len(halves)
+
+
 def _claims(results: list[dict], rows: dict[tuple, dict]) -> list[str]:
   """Rates of each seed, what they predict, and differences at equal tokens."""
   lines = []
@@ -169,9 +177,10 @@ def _claims(results: list[dict], rows: dict[tuple, dict]) -> list[str]:
       f"{x['value']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]" for x in gaps
     )
     more = " (it has fewer tokens)" if any(x["beyond"] for x in gaps) else ""
+    value, half = pooled(gaps)
     lines.append(
-      f"* {name} minus {rival} at equal tokens{more}: "
-      f"{statistics.mean(x['value'] for x in gaps):+.3f}; seeds {each}"
+      f"* {name} minus {rival} at equal tokens{more}: {value:+.3f} "
+      f"[{value - half:+.3f}, {value + half:+.3f}]; seeds {each}"
     )
   votes = sorted((x for x in rows.values() if x["strategy"] == VOTE),
                  key=lambda x: x["tokens"])  # fmt: skip
