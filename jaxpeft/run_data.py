@@ -47,9 +47,10 @@ def rows(config) -> Rows:
       only the first rows are checked; the others are when they are tokenized.
   """
   d = config.data
-  train = sources.find(d.train, d.columns)
+  checked = objectives.from_config(config).checked
+  train = sources.find(d.train, d.columns, checked)
   train.check()
-  held = sources.find(d.eval, d.columns) if d.eval else None
+  held = sources.find(d.eval, d.columns, checked) if d.eval else None
   found = {"data.train": train, "data.eval": held}
   hashes = {key: x.digest for key, x in found.items() if x is not None and x.digest}
   return Rows(train, _held_out_rows(config, held), hashes)
@@ -91,8 +92,9 @@ def read(config, base: Model, found: Rows | None = None) -> Data:
   train = _training_examples(config, tokenizer, found.train)
   _check_tokens(config, base, train)
   made = batches.make(
-    train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed
-  )
+    train.examples, d.max_tokens, config.train.batch_size, d.pack, config.seed,
+    objectives.from_config(config).batch,
+  )  # fmt: skip
   summary, examples, asked = [train.summary(d.train)], [], []
   if not tokenizer.eos_ids:
     summary.append(
@@ -214,6 +216,7 @@ def _training_examples(config, tokenizer, source: sources.Source) -> encode.Enco
     limit=d.limit,
     max_tokens=d.max_tokens,
     objective=config.objective.name,
+    pool=config.objective.pool,
     loss_on=d.loss_on,
     tokenizer=fingerprint.of_tokenizer(tokenizer),
     code=fingerprint.of_code(),

@@ -158,7 +158,7 @@ def _encode(some, tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
   pairs = iter(together([t for _, _, _, t in some if t], tokenizer))
   rows = [row[form] for _, form, row, _ in some if form == segments.FIELD]
   transcripts = iter(segments.encode_all(rows, tokenizer))
-  for placed, form, row, pair in some:
+  for placed, form, row, _ in some:
     if form == "messages":
       yield conversation(row["messages"], row["tools"], tokenizer, placed.place)
       continue

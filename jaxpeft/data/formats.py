@@ -103,10 +103,7 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
     InputError: the row holds a preference.
   """
   if form in PREFERENCES:
-    raise InputError(
-      f"the row holds a preference ({' + '.join(FORMATS[form])}), not one answer; the "
-      "objectives 'reward' and 'preference' learn from it: set objective.name"
-    )
+    raise InputError(preference(form))
   if form == choices.FIELD:
     given = choices.parse(row, "a row")
     return given.prompt(), given.options()[given.right][1]
@@ -122,6 +119,14 @@ def prompt_and_completion(row: dict, form: str) -> tuple[str, str]:
   if form in plans.FORMS:
     return plans.split(row, form)
   return row["prompt"], row["completion"]
+
+
+def preference(form: str) -> str:
+  """What to say of a preference where one answer is needed."""
+  return (
+    f"the row holds a preference ({' + '.join(FORMATS[form])}), not one answer; the "
+    "objectives 'reward' and 'preference' learn from it: set objective.name"
+  )
 
 
 def check_columns(named: dict[str, str]):

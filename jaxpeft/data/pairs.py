@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft.data import encode as encoding
 from jaxpeft.data import batches, examples
+from jaxpeft.data import encode as encoding
 from jaxpeft.data.examples import Counts, Example
 from jaxpeft.data.files import Placed
 from jaxpeft.data.preferences import Preference, parse
@@ -29,6 +29,7 @@ def encode(
   source="data",
   into=None,
   report: Callable[[Placed], Any] | None = None,
+  trim: int | None = None,
 ) -> encoding.Encoded:
   """Groups of texts from rows of preferences.
 
@@ -39,6 +40,7 @@ def encode(
   Args:
     rows, tokenizer, source, into, report: as in `encode.encode`.
     max_tokens: most tokens of all texts of a group together.
+    trim: a token that is left out at the end of every text; None is none.
   Raises:
     InputError: a row has no preference; or nothing is left.
   """
@@ -48,8 +50,9 @@ def encode(
     number += len(some)
     kept = [(placed, found) for placed, found in some if not found.tie]
     counts = counts._replace(ties=counts.ties + len(some) - len(kept))
-    groups = list(_groups(kept, tokenizer))
-    least = min(least, *(sum(len(ids) for ids, _ in texts) for _, texts in groups))
+    groups = list(_groups(kept, tokenizer, trim))
+    sizes = [sum(len(ids) for ids, _ in texts) for _, texts in groups]
+    least = min([least, *sizes])
     counts = _add(into, groups, counts, max_tokens)
     if report:
       report(some[-1][0])
@@ -79,7 +82,9 @@ def _some(rows: Iterable, source) -> Iterator[list[tuple[Placed, Preference]]]:
     yield out
 
 
-def _groups(some, tokenizer) -> Iterator[tuple[float, list[tuple[list[int], int]]]]:
+def _groups(
+  some, tokenizer, trim: int | None
+) -> Iterator[tuple[float, list[tuple[list[int], int]]]]:
   """(margin, its texts) of each preference; a text is (ids, tokens of the prompt)."""
   pairs = [(p.prompt, x) for _, p in some if not p.chats for x in p.answers]
   texts = iter(encoding.together(pairs, tokenizer))
@@ -88,6 +93,9 @@ def _groups(some, tokenizer) -> Iterator[tuple[float, list[tuple[list[int], int]
       made = [_chat(found, x, tokenizer, placed.place) for x in found.answers]
     else:
       made = [next(texts) for _ in found.answers]
+    for ids, _ in made:
+      while ids and ids[-1] == trim:
+        ids.pop()
     yield found.margin, made
 
 
@@ -132,6 +140,7 @@ def _add(into, groups, counts: Counts, max_tokens: int) -> Counts:
     largest=max(counts.largest, int(ids.max())),
   )
 
+
 def to_arrays(rows: list[list[Example]], max_tokens: int) -> dict[str, np.ndarray]:
   """One batch of arrays [rows, max_tokens], from rows of groups.
 
@@ -174,6 +183,4 @@ def _texts(example: Example) -> list[Example]:
   """The texts of a group."""
   s = example.supervised
   cuts = [0, *(np.flatnonzero(s[:-1] & ~s[1:]) + 1), len(s)]
-  return [
-    Example(example.tokens[a:b], s[a:b]) for a, b in itertools.pairwise(cuts)
-  ]
+  return [Example(example.tokens[a:b], s[a:b]) for a, b in itertools.pairwise(cuts)]

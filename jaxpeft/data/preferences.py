@@ -13,7 +13,6 @@ A row that has two equal answers is a tie, which says nothing and is left out.
 import itertools
 import json
 import math
-import os
 from typing import NamedTuple
 
 from jaxpeft.data import formats
@@ -132,7 +131,9 @@ def _margin(row: dict, answers: int, place: str) -> float:
 
 def _common(texts: list[str]) -> int:
   """How many characters the implicit prompt of texts has."""
-  shared = os.path.commonprefix(texts)
+  least, most = min(texts), max(texts)  # what these share, all share
+  same = itertools.takewhile(lambda x: x[0] == x[1], zip(least, most, strict=False))
+  shared = least[: sum(1 for _ in same)]
   at = shared.rfind(MARK)
   if at >= 0:
     return at + len(MARK)

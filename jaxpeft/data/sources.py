@@ -7,7 +7,7 @@ memory.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxpeft.data import (
@@ -41,12 +41,14 @@ class Source:
     files: in the order in which they are read; () if the rows are not from files.
     rows: gives the rows, if they are not from files.
     columns: our field -> column of the files, see `columns.mapped`; {} is as they are.
+    checked: (row, place) -> anything; raises InputError for a bad row.
   """
 
   name: str
   files: tuple[pathlib.Path, ...] = ()
   rows: Any = None
   columns: dict = dataclasses.field(default_factory=dict)
+  checked: Callable = formats.checked
 
   def placed(self, limit: int | None = None) -> Iterator[Placed]:
     """The rows one after another, mapped, at most `limit`; `formats` checks them.
@@ -72,7 +74,7 @@ class Source:
     rows = []
     for place, row, _ in self.placed(limit):
       if self.files:
-        formats.checked(row, place)
+        self.checked(row, place)
       rows.append(row)
     return rows
 
@@ -126,7 +128,7 @@ class Source:
         yield row._replace(share=(number + row.share) / len(self.files))
 
 
-def find(source, columns=None) -> Source:
+def find(source, columns=None, checked: Callable = formats.checked) -> Source:
   """The source that a config names. A file that is there counts before the hub.
 
   Args:
@@ -134,6 +136,7 @@ def find(source, columns=None) -> Source:
       pattern of paths with * or ?, whose files are read in the order of their names; a
       data set of the hub (see `hub`); or a list of rows.
     columns: our field -> column, of files only.
+    checked: what refuses bad rows of files, e.g. an objective's `checked`.
   Raises:
     InputError: there is no such source.
   """
@@ -155,7 +158,7 @@ def find(source, columns=None) -> Source:
       f"cannot read the data file {name!r}: there is no such file, and it is no data "
       "set of the hub, org/name[@revision][:config][[split]]"
     )
-  return Source(name, tuple(paths), columns=columns)
+  return Source(name, tuple(paths), columns=columns, checked=checked)
 
 
 def read(source, limit: int | None = None, columns=None) -> list[dict]:

@@ -1,15 +1,18 @@
 """Objectives: what a run minimizes, on which data, and which tokens carry gradient.
 
-This package may import `transformer`, `data` and the rooms below those; it knows
-nothing of adapters, optimizers or runs.
+This package may import `adapters`, `transformer`, `data` and the rooms below those; it
+knows nothing of optimizers or runs.
 """
 
-from jaxpeft.errors import unknown
+from jaxpeft import config as configs
+from jaxpeft.errors import InputError, unknown
 from jaxpeft.objectives.base import Loss, Objective
+from jaxpeft.objectives.reward import Reward
 from jaxpeft.objectives.supervised import Supervised
 from jaxpeft.objectives.token_selection import Selection
 
-__all__ = ["OBJECTIVES", "Loss", "Objective", "Selection", "Supervised", "from_config"]
+__all__ = ["OBJECTIVES", "Loss", "Objective", "Reward", "Selection", "Supervised"]
+__all__ += ["from_config"]
 
 
 def _supervised(config) -> Supervised:
@@ -20,17 +23,52 @@ def _supervised(config) -> Supervised:
   )
 
 
+def _reward(config) -> Reward:
+  return Reward(**{name: config.objective[name] for name in OPTIONS["reward"]})
+
+
 # name -> function of the whole config, since options are in several of its sections.
-OBJECTIVES = {"supervised": _supervised}
+OBJECTIVES = {"supervised": _supervised, "reward": _reward}
+# name -> the options of config.objective that it uses.
+OPTIONS = {
+  "supervised": (),
+  "reward": ("label_smoothing", "center", "pool"),
+  "preference": (
+    "loss", "beta", "label_smoothing", "nll", "reference_free", "gamma",
+  ),
+}  # fmt: skip
 
 
 def from_config(config) -> Objective:
   """The objective named by `config.objective.name`, with its options.
 
   Raises:
-    InputError: an unknown name, or an option that is out of range.
+    InputError: an unknown name, or an option that is out of range or that the objective
+      does not use.
   """
   name = config.objective.name
   if name not in OBJECTIVES:
     raise unknown("objective in objective.name", name, OBJECTIVES)
+  _check_used(config, name)
   return OBJECTIVES[name](config)
+
+
+def _check_used(config, name: str):
+  """Refuses options that the objective would ignore."""
+  for key, value in configs.to_json(configs.base())["objective"].items():
+    if key not in ("name", *OPTIONS[name]) and config.objective[key] != value:
+      users = " and ".join(repr(n) for n in OPTIONS if key in OPTIONS[n])
+      raise InputError(
+        f"objective.{key} is {config.objective[key]!r}, but the objective {name!r} "
+        f"does not use it; {users} would. Leave it at {value!r}, or set objective.name"
+      )
+  if name == "supervised":
+    return
+  needs = {"tokens.fraction": 1.0, "train.neftune": 0.0, "data.loss_on": "completion"}
+  for key, value in needs.items():
+    section, option = key.split(".")
+    if config[section][option] != value:
+      raise InputError(
+        f"{key} is {config[section][option]!r}, which the objective {name!r} cannot "
+        f"use; leave it at {value!r}, or set objective.name='supervised'"
+      )

@@ -29,6 +29,15 @@ class Objective(Protocol):
     """Whether the training loss needs a PRNG key."""
     ...
 
+  @property
+  def head(self) -> bool:
+    """Whether the model gets a scalar head, which is trained in full."""
+    ...
+
+  def checked(self, row, place: str):
+    """Raises InputError, which names the place, unless a row has one of its forms."""
+    ...
+
   def encode(
     self, rows, tokenizer, max_tokens: int, source: str, into=None, report=None
   ) -> Encoded:

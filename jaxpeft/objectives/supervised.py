@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from jaxpeft.data import batches, encode
+from jaxpeft.data import batches, encode, formats
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import cross_entropy, token_selection
 from jaxpeft.objectives.base import Loss
@@ -45,6 +45,17 @@ class Supervised:
   def random(self) -> bool:
     """Whether the training loss needs a PRNG key."""
     return bool(self.neftune) or self.selection.fraction < 1
+
+  @property
+  def head(self) -> bool:
+    """False: it needs logits only."""
+    return False
+
+  def checked(self, row, place: str):
+    """Raises InputError unless a row has an answer to learn; see `data.formats`."""
+    form, _ = formats.checked(row, place)
+    if form in formats.PREFERENCES:
+      raise InputError(f"{place}: {formats.preference(form)}")
 
   def encode(
     self, rows, tokenizer, max_tokens: int, source: str, into=None, report=None
