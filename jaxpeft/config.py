@@ -118,7 +118,8 @@ def base() -> config_dict.ConfigDict:
   c.eval.m = 4  # chains or samples of a problem
   c.eval.n = 4  # most rounds of verify and correct in a chain
   c.eval.vote_over = "all"  # sets: or "verified_first"
-  c.eval.by = "verify"  # best_of_n: or "choice", "logprob", "mean_logprob"
+  c.eval.by = "verify"  # best_of_n: or "choice", "logprob", "mean_logprob", "reward"
+  c.eval.reward = ""  # run of a reward model, for by=reward and weighted_vote
   c.eval.temperatures = (0.7, 0.7, 0.7)  # of a strategy's sample, verify and correct
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()

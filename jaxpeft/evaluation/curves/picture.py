@@ -8,6 +8,8 @@ _LOOKS = {
   "self_consistency": (plotting.BLUE, "o"),
   "best_of_n": (plotting.GREEN, "s"),
   "best_of_n, logprob": (plotting.PINK, "v"),
+  "best_of_n, reward": (plotting.BLACK, "h"),
+  "weighted_vote": (plotting.SKY, "X"),
   "self_refine": (plotting.YELLOW, "^"),
   "sets": (plotting.ORANGE, "D"),
   "sets, verified_first": (plotting.BLACK, "P"),

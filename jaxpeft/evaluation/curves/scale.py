@@ -14,6 +14,7 @@ from jaxpeft.evaluation.curves.table import Cell
 from jaxpeft.evaluation.strategies import (
   chains,
   greedy,
+  rewards,
   sets_no_correct,
   sets_no_verify,
 )
@@ -42,7 +43,8 @@ def run(problems: Problems, ask: Ask, scale: Scale, options: Options) -> dict:
     problems: what is asked.
     ask: the model; `recorded.Recorded` makes this resumable.
     scale: the largest numbers.
-    options: temperatures and rule; m and n are not read.
+    options: temperatures, rule and, where there is one, the reward model; m and n are
+      not read.
   """
   heats, rule = options.temperatures, options.rule
   extra = max(0, scale.samples - scale.m)
@@ -52,7 +54,8 @@ def run(problems: Problems, ask: Ask, scale: Scale, options: Options) -> dict:
   ends = table.ends(problems, [x[: scale.m] for x in found], scale.n, rule)
   samples = table.ends(problems, found, min(1, scale.n), rule, per=1)
   cells = [_one("greedy", table.ends(problems, once, 0, rule))]
-  cells += _cells(ends, samples, _logprobs(found), scale)
+  scored = options.reward and np.array(rewards.of_samples(problems, options, found))
+  cells += _cells(ends, samples, _logprobs(found), scored, scale)
   for name, cycle in _ABLATIONS.items() if scale.ablations else ():
     per, most = len(cycle), 1 + len(cycle) * scale.n
     own = chains.run(problems, ask, [most] * scale.m, cycle, heats)
@@ -69,13 +72,21 @@ def run(problems: Problems, ask: Ask, scale: Scale, options: Options) -> dict:
     temperatures=list(heats),
     rows=rows,
     envelope=[dict(x) for x in table.envelope(rows)],
+    any_right=_any_right(samples),
     rates=rates._asdict(),
     markov=markov.compare(ends, rates, scale.n),
     counters=chains.counters(calls),
   )
 
 
-def _cells(ends, samples, logprobs, scale: Scale) -> list[Cell]:
+def _any_right(samples) -> dict[int, float]:
+  """{samples: share of problems of which one is right}: no choice does better."""
+  order = table.choices(*samples.answer.shape[:2])
+  some = steps(samples.answer.shape[1])
+  return {m: float(table.any_right(samples, m, order).mean()) for m in some}
+
+
+def _cells(ends, samples, logprobs, scored, scale: Scale) -> list[Cell]:
   order = table.choices(*samples.answer.shape[:2])
   own = table.choices(*ends.answer.shape[:2])
   cells = []
@@ -86,6 +97,10 @@ def _cells(ends, samples, logprobs, scale: Scale) -> list[Cell]:
     if logprobs is not None:
       name = "best_of_n, logprob"
       cells.append(table.likeliest(name, samples, m, order, logprobs))
+    if scored is not None:
+      name = "best_of_n, reward"
+      cells.append(table.likeliest(name, samples, m, order, scored))
+      cells.append(table.weighted("weighted_vote", samples, m, order, scored))
   for m, n in _grid(scale.m, scale.n):
     if n and m == 1:
       cells.append(table.vote("self_refine", ends, 1, n, own))
@@ -156,6 +171,8 @@ def text(result: dict) -> str:
     )
     lines.append(line.rstrip())
   lines.append("* compute-optimal: no cell of at most as many tokens is better")
+  shares = "  ".join(f"{m}: {share:.3f}" for m, share in result["any_right"].items())
+  lines.append(f"some sample is right, by the number of samples: {shares}")
   r = result["rates"]
   shares = "  ".join(
     f"{name} {r[name]:.3f} of {r['count'][name]}" for name in ("p0", "t", "f", "c", "k")

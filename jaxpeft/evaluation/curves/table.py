@@ -127,7 +127,7 @@ def vote(name: str, found: Ends, m: int, n: int, order, over: str = "all") -> Ce
 
 
 def likeliest(name: str, found: Ends, m: int, order, logprobs) -> Cell:
-  """The sample of the largest log-probability, float[problems, chains], among m."""
+  """The sample of the largest score among m; `logprobs` is float[problems, chains]."""
   pick = order[..., :m]
 
   def take(x):
@@ -141,15 +141,49 @@ def likeliest(name: str, found: Ends, m: int, order, logprobs) -> Cell:
   return Cell(name, m, 0, chosen, share, tokens.sum(-1), calls.sum(-1))
 
 
+def weighted(name: str, found: Ends, m: int, order, rewards) -> Cell:
+  """The vote among m samples with weights exp(reward), float[problems, chains]."""
+  pick = order[..., :m]
+
+  def take(x):
+    return np.take_along_axis(x[None], pick, 2)
+
+  answer, right = take(found.answer[..., 0]), take(found.right[..., 0])
+  reward = take(np.asarray(rewards, float))
+  weight = np.exp(reward - reward.max(-1, keepdims=True))
+  valid = answer >= 0
+  mass = np.where(valid, _counts(answer, valid * weight), -1.0)
+  # Of the heaviest answer's samples the one of the largest reward. Sums of the same
+  # weights may differ by their order.
+  best = np.isclose(mass, mass.max(-1, keepdims=True), rtol=1e-9, atol=0)
+  place = np.where(best, reward, -np.inf).argmax(-1)[..., None]
+  share = np.take_along_axis(mass, place, -1)[..., 0] / weight.sum(-1)
+  tokens, calls = take(found.tokens[..., 0]), take(found.calls[..., 0])
+  chosen = np.take_along_axis(right, place, -1)[..., 0]
+  return Cell(
+    name, m, 0, chosen, np.maximum(share, 0.0), tokens.sum(-1), calls.sum(-1)
+  )
+
+
+def any_right(found: Ends, m: int, order) -> np.ndarray:
+  """bool[draws, problems]: whether the best choice among m samples is right."""
+  return np.take_along_axis(found.right[None, ..., 0], order[..., :m], 2).any(-1)
+
+
 def _counts(answer, valid) -> np.ndarray:
-  """int, of the same shape: votes for each chain's answer."""
+  """Of the same shape: votes for each chain's answer.
+
+  Args:
+    answer: int[draws, problems, m].
+    valid: bool, whether a chain votes; or float, the weight of its vote.
+  """
   draws, problems, m = answer.shape
   step = max(1, _CHUNK // (problems * m * m))
   parts = []
   for start in range(0, draws, step):
     a, v = answer[start : start + step], valid[start : start + step]
     same = a[..., :, None] == a[..., None, :]
-    parts.append((same & v[..., None, :]).sum(-1))
+    parts.append((same * v[..., None, :]).sum(-1))
   return np.concatenate(parts)
 
 

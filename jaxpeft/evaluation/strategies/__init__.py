@@ -19,6 +19,7 @@ from jaxpeft.evaluation.strategies import (
   sets,
   sets_no_correct,
   sets_no_verify,
+  weighted_vote,
 )
 from jaxpeft.evaluation.strategies.chains import Options
 
@@ -27,6 +28,7 @@ STRATEGIES = {
   "chain_of_thought": chain_of_thought,
   "self_consistency": self_consistency,
   "best_of_n": best_of_n,
+  "weighted_vote": weighted_vote,
   "self_refine": self_refine,
   "sets": sets,
   "sets_no_verify": sets_no_verify,
@@ -49,8 +51,11 @@ def get(name: str) -> Any:
 def options(e, reward=None) -> Options:
   """The options in `config.eval`.
 
+  Args:
+    e: `config.eval`. Its `reward` is the name of a reward model, which is not read.
+    reward: the model, as a function of a prompt and a text; see `rewards`.
   Raises:
-    InputError: an option is out of its range, or has no such value.
+    InputError: an option is out of its range, has no such value, or is not read.
   """
   for key, least in (("m", 1), ("n", 0)):
     if not least <= e[key] <= MOST:
@@ -66,12 +71,24 @@ def options(e, reward=None) -> Options:
       f"eval.temperatures {heats} must be three numbers from 0 to 100, of sample, "
       "verify and correct, e.g. 0.7,0.7,0.7"
     )
-  if e.strategy == "best_of_n" and e.by == "reward" and reward is None:
+  if rewarded(e) and reward is None and not e.reward:
     raise InputError(
-      "eval.by='reward' needs a reward model, which a command line cannot name yet; "
-      "use by=verify, choice, logprob or mean_logprob"
+      f"eval.strategy={e.strategy!r} needs a reward model here: name a run that trained "
+      "one, eval.reward=runs/NAME (eval.py --reward=runs/NAME)"
+    )
+  if e.reward and not rewarded(e):
+    raise InputError(
+      f"eval.reward {e.reward!r} is read only by eval.strategy=weighted_vote, and by "
+      f"best_of_n with eval.by=reward; the strategy is {e.strategy!r} and by {e.by!r}"
     )
   return Options(e.m, e.n, e.vote_over, e.by, heats, e.answer, reward)
+
+
+def rewarded(e) -> bool:
+  """Whether the strategy of `config.eval` needs a reward model."""
+  return e.strategy == "weighted_vote" or (
+    e.strategy == "best_of_n" and e.by == "reward"
+  )
 
 
 def temperatures(words) -> tuple[float, ...]:

@@ -4,12 +4,12 @@
   choice        the model chooses among all samples, at temperature 0
   logprob       the sample that the model finds likeliest
   mean_logprob  the same for each token, so that short samples have no advantage
-  reward        the sample of the largest reward
+  reward        the sample of the largest reward, by the model of `eval.reward`
 The confidence is the share of the chosen answer among all samples.
 """
 
 from jaxpeft.errors import InputError
-from jaxpeft.evaluation.strategies import chains, votes
+from jaxpeft.evaluation.strategies import chains, rewards, votes
 from jaxpeft.evaluation.strategies.chains import Call, Chain, Chosen, Options, Problems
 from jaxpeft.generation.ask import Ask, Request
 
@@ -89,13 +89,8 @@ def _likeliest(problems, ask, options, found):
 
 
 def _rewarded(problems, ask, options, found):
-  if options.reward is None:
-    raise InputError("eval.by='reward' needs a reward model; use by=verify")
-  picked = []
-  for p, own in enumerate(found):
-    prompt = problems.roles.sample(problems.rows[p], problems.shown(p))
-    picked.append(_best([options.reward(prompt, x.calls[0].text) for x in own]))
-  return picked, [[] for _ in found]
+  scores = rewards.of_samples(problems, options, found)
+  return [_best(own) for own in scores], [[] for _ in found]
 
 
 def _best(scores: list[float]) -> int:

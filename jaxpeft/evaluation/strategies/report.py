@@ -16,6 +16,7 @@ class Report(NamedTuple):
 
   answers: evaluate.Answers
   counters: dict[str, dict[str, int]]  # see `chains.counters`, over all problems
+  any_right: float | None = None  # share of problems with a right chain, of several
 
   def table(self) -> dict[str, str]:
     """{name: text} about the cost of a problem on average."""
@@ -27,6 +28,8 @@ class Report(NamedTuple):
       )
     if not found:
       return {}
+    if self.any_right is not None:
+      found["any chain is right"] = f"{self.any_right:.1%}"
     total = sum(x["output_tokens"] for x in self.counters.values())
     return found | {"output tokens": f"{total / count:.1f} per problem"}
 
@@ -36,7 +39,9 @@ class Report(NamedTuple):
       return {}
     own = {key: e[key] for key in strategies.get(e.strategy).CHECKS}
     heats = list(e.temperatures)
-    return dict(
+    more = {} if self.any_right is None else dict(any_right=self.any_right)
+    more |= dict(reward=e.reward) if e.reward else {}
+    return more | dict(
       strategy=e.strategy, options=own, temperatures=heats, counters=self.counters
     )
 
@@ -81,7 +86,8 @@ def answers(
   """Asks by a strategy, and scores its answers.
 
   A record has, besides those of `evaluate.answers`, confidence and chains: for each
-  chain its calls [operation, text, output tokens].
+  chain its calls [operation, text, output tokens]. `any_right` is what the best choice
+  among the chains' ends would reach.
 
   Args:
     name: of the strategy.
@@ -97,20 +103,33 @@ def answers(
   asked = problems(task, rows, shots)
   asked = asked._replace(fits=room) if room else asked
   chosen = strategies.get(name).run(asked, ask, options._replace(rule=rule))
-  records = []
+  records, hits = [], 0
   for i, (row, one) in enumerate(zip(rows, chosen, strict=True)):
     reply = Reply(one.text, 0, 0)
     found = evaluate.record(task, row, task.prompt(row, asked.shown(i)), [reply], rule)
     calls = [[[x.op, x.text, x.tokens] for x in own.calls] for own in one.chains]
     records.append(found | dict(confidence=one.confidence, chains=calls))
+    ends = dict.fromkeys(task.cut(x.cut(len(x.calls)).text) for x in one.chains)
+    hits += found["correct"][rule] or any(task.score(x, row)[rule] for x in ends)
+  several = any(len(one.chains) > 1 for one in chosen)
+  share = hits / len(rows) if several else None
   calls = [x for one in chosen for own in one.chains for x in own.calls]
   calls += [x for one in chosen for x in one.more]
   most = max(map(len, shots), default=0)
-  return Report(evaluate.summary(task, records, rule, most), chains.counters(calls))
+  summary = evaluate.summary(task, records, rule, most)
+  return Report(summary, chains.counters(calls), share)
 
 
 def of_run(
-  config, ask: Ask, model, rows, task, shots, folder: pathlib.Path, out=None
+  config,
+  ask: Ask,
+  model,
+  rows,
+  task,
+  shots,
+  folder: pathlib.Path,
+  out=None,
+  reward: Callable | None = None,
 ) -> Report:
   """The answers of a run by its `eval.strategy`; without one, one reply to each row.
 
@@ -124,6 +143,7 @@ def of_run(
     rows, task, shots: see `answers`.
     folder: the run's directory.
     out: file of the report, or None.
+    reward: the reward model that `eval.reward` names, see `strategies.rewards`.
   Raises:
     InputError: the task has no text to think about; the file belongs to something else.
   """
@@ -131,7 +151,7 @@ def of_run(
   if not e.strategy:
     return Report(evaluate.answers(ask, rows, task, e.answer, shots), {})
   path = out.with_suffix(".chains.jsonl") if out else folder / "chains.jsonl"
-  options = strategies.options(e)
+  options = strategies.options(e, reward)
   problems(task, rows, shots)
   kept = recorded.Recorded(ask, path, recorded.about(config, model))
   room = fits(config, model)

@@ -1,7 +1,9 @@
-"""Majority votes."""
+"""Majority votes, and votes with weights."""
 
 import collections
 from collections.abc import Sequence
+
+import numpy as np
 
 from jaxpeft.evaluation.strategies.chains import Chain, Chosen, Options, Problems
 from jaxpeft.evaluation.tasks.exact import INVALID
@@ -24,6 +26,30 @@ def majority(answers: Sequence[str], voters: Sequence[int] = ()) -> tuple[int, f
   most = max(counts.values())
   best = next(i for i in voters if counts.get(answers[i]) == most)
   return best, most / len(voters)
+
+
+def weighted(answers: Sequence[str], rewards: Sequence[float]) -> tuple[int, float]:
+  """(place of the best text of the heaviest answer, its share of all weights).
+
+  The weight of an answer is the sum of exp(reward) of the texts that give it. A text
+  without an answer never wins against one with an answer, but it counts in the share.
+
+  Args:
+    answers: as `task.answer` gives them.
+    rewards: of the texts, in the same order.
+  """
+  rewards = np.asarray(rewards, float)
+  weights = np.exp(rewards - rewards.max())  # only their ratios count
+  sums = {
+    x: sum(w for w, y in zip(weights, answers, strict=True) if y == x)
+    for x in dict.fromkeys(answers)
+    if x != INVALID
+  }
+  if not sums:
+    return int(rewards.argmax()), 0.0
+  most = max(sums, key=sums.__getitem__)
+  best = max((i for i, x in enumerate(answers) if x == most), key=rewards.__getitem__)
+  return best, float(sums[most] / weights.sum())
 
 
 def of_chains(
