@@ -34,8 +34,10 @@ from jaxpeft.adapters.tree import (
   kept,
   match,
   merge,
+  no_reference,
   nodes,
   put_kept,
+  reference,
   weight_shape,
 )
 from jaxpeft.adapters.vera import VeRA
@@ -66,7 +68,7 @@ METHODS = {
 __all__ = [*METHODS, "METHODS", "Adapted", "Adapter", "Count", "adapt", "count"]
 __all__ += ["describe", "from_config", "from_description", "is_adapted", "is_stacked"]
 __all__ += ["attach", "blend", "detach", "is_attached", "kept", "match", "merge"]
-__all__ += ["nodes", "put_kept", "select", "weight_shape"]
+__all__ += ["no_reference", "nodes", "put_kept", "reference", "select", "weight_shape"]
 
 
 def from_config(options: Mapping) -> dict[str, Adapter]:

@@ -29,8 +29,10 @@ not hold for the method:
                                     cannot adapt. By default it accepts all of them.
   change_rank                       An upper bound on the rank of W' - W, or None (the
                                     default) if there is none below full rank.
-  identity(frozen, theta) -> theta  A theta for which W' = W. The default is zeros;
-                                    return None if no such theta exists.
+  has_identity                      True: some theta gives W' = W. Set it to False if
+                                    none does.
+  identity(frozen, theta) -> theta  A theta for which W' = W. The default is zeros, or
+                                    None if `has_identity` is False.
   lora(frozen, theta) -> (a, b)     Factors a [in, r] and b [r, out] with W' = W + a b,
                                     or None (the default).
   keeps_base                        True: frozen["w"], if present, is the base model's
@@ -72,6 +74,7 @@ class Adapter:
   dims: ClassVar[dict[str, str]]
   matrix_only: ClassVar[bool] = True
   change_rank: ClassVar[int | None] = None
+  has_identity: ClassVar[bool] = True
   keeps_base: ClassVar[bool] = True
   needs_gradient: ClassVar[bool] = False
   decomposes: ClassVar[bool] = False
@@ -96,7 +99,7 @@ class Adapter:
       theta: the trained leaves; only their shapes and dtypes matter.
     """
     del frozen
-    return jax.tree.map(jnp.zeros_like, theta)
+    return jax.tree.map(jnp.zeros_like, theta) if self.has_identity else None
 
   def lora(self, frozen, theta):
     """Factors (a [in, r], b [r, out]) with W' = W + a b, or None if there are none."""

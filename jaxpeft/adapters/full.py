@@ -18,6 +18,7 @@ class Full(Adapter):
 
   dims: ClassVar = dict(w="io")
   matrix_only: ClassVar = False
+  has_identity: ClassVar[bool] = False  # the base's weight is not kept
 
   def init(self, key, w):
     """No frozen leaf; trained leaf w, of any shape."""
@@ -33,7 +34,3 @@ class Full(Adapter):
     """The trained weight w."""
     del frozen
     return theta["w"]
-
-  def identity(self, frozen, theta):
-    """None, because the base's weight is not kept."""
-    return None

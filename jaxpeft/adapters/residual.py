@@ -32,6 +32,7 @@ class Residual(LoRA):
       of the previous round. PiSSA's code (`init_qpissa.py`) uses 5 rounds.
   """
 
+  has_identity: ClassVar[bool] = False  # W itself is not kept
   keeps_base: ClassVar[bool] = False
   decomposes: ClassVar[bool] = True
   quantize: str = ""
@@ -94,8 +95,4 @@ class Residual(LoRA):
 
   def lora(self, frozen, theta):
     """None, because the frozen part is not W."""
-    return None
-
-  def identity(self, frozen, theta):
-    """None, because W itself is not kept."""
     return None

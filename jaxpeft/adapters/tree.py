@@ -134,6 +134,44 @@ def merge(params, dtype=None):
   return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_node)
 
 
+def reference(params):
+  """The base's parameters, as the adapted tree holds them, without a gradient.
+
+  Nothing is copied: where a method keeps W, that array stands in the node's place;
+  otherwise the node gets the theta that changes nothing.
+
+  Args:
+    params: an adapted tree, or a partly adapted one. Weights that no method adapts are
+      taken as they are.
+  Raises:
+    InputError: a method that does not keep W and has no such theta, or several adapters
+      are attached.
+  """
+
+  def one(path, node):
+    if is_attached(node):
+      raise InputError("several adapters are attached; detach all to have the base")
+    if not is_adapted(node):
+      return node
+    if not node.adapter.has_identity:
+      raise InputError(no_reference(node.adapter, tree.path_name(path)))
+    if node.adapter.keeps_base and "w" in node.frozen:
+      return node.frozen["w"]
+    theta = node.adapter.identity(node.frozen, node.theta)
+    return dataclasses.replace(node, theta=theta)
+
+  found = jax.tree_util.tree_map_with_path(one, params, is_leaf=is_node)
+  return jax.lax.stop_gradient(found)
+
+
+def no_reference(adapter: Adapter, where: str) -> str:
+  """Why a tree adapted by this method at this place does not contain its base."""
+  return (
+    f"{type(adapter).__name__} on {where} does not keep the base's weight, so the tree "
+    "holds no base model to compare with"
+  )
+
+
 def count(params) -> Count:
   """The sizes of an adapted tree, which may be abstract (`jax.eval_shape`)."""
   nodes = jax.tree.leaves(params, is_leaf=is_node)
