@@ -25,7 +25,9 @@ flags.DEFINE_string("strategy", None, "sets, self_consistency, ...; see test_tim
 flags.DEFINE_integer("m", None, "strategy: chains or samples of a problem.")
 flags.DEFINE_integer("n", None, "strategy: most rounds of verify and correct.")
 flags.DEFINE_string("vote_over", None, "sets: all, or verified_first.")
-flags.DEFINE_string("by", None, "best_of_n: verify, choice, logprob, mean_logprob.")
+flags.DEFINE_string("by", None, "best_of_n: verify, choice, mean_logprob, reward, ...")
+flags.DEFINE_string("reward", None, "by=reward, weighted_vote: run of a reward model.")
+flags.DEFINE_string("prefer", None, "preference: reward, sum, mean or change.")
 flags.DEFINE_list("temperatures", None, "strategy: of sample, verify and correct.")
 flags.DEFINE_integer("shots", None, "Solved rows in a prompt; default the run's.")
 flags.DEFINE_integer("limit", None, "Problems; 0 is all; default the run's eval.limit.")
@@ -47,7 +49,7 @@ def main(argv):
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   from jaxpeft import console, experiment, options, run_data
-  from jaxpeft.evaluation import evaluate, problems, shots
+  from jaxpeft.evaluation import evaluate, judges, problems, shots
   from jaxpeft.evaluation.strategies import report as reports
   from jaxpeft.objectives import from_config
   from jaxpeft.parallel import distributed, sharding
@@ -61,23 +63,35 @@ def main(argv):
   experiment.enter_mesh(sharding.mesh(tensor=parsed.tensor))
   console.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
   model = experiment.load_run(parsed.ckpt, config)
-  held_out, asked, summary = run_data.held_out(config, model.tokenizer, rows)
-  console.note(summary)
-  task = problems.task_of(config, rows)
+  e, objective = config.eval, from_config(config)
+  task, asked = problems.task_of(config, rows), rows[: e.limit or None]
   shown = shots.of_run(config, task, asked)
   if task:
     limit = model.config.max_positions
     problems.check_positions(config, task, asked, model.tokenizer, limit, shown)
 
-  e, objective = config.eval, from_config(config)
-  nats = evaluate.held_out(config, model.transformer, objective, held_out)(model.params)
-  bare = ", 0-shot" if e.shots else ""
-  table = {f"loss [nats/token]{bare}": f"{nats:.4f}"}
-  table[f"perplexity{bare}"] = f"{math.exp(nats):.3f}"
-  report = dict(ckpt=str(parsed.ckpt), data=config.data.eval, loss=nats)
+  report: dict = dict(ckpt=str(parsed.ckpt), data=config.data.eval)
+  table = {}
+  if problems.has_loss(objective, rows[: e.loss_limit or None], task):
+    held_out, _, summary = run_data.held_out(config, model.tokenizer, rows)
+    console.note(summary)
+    loss = evaluate.held_out(config, model.transformer, objective, held_out)
+    report["loss"] = nats = loss(model.params)
+    bare = ", 0-shot" if e.shots else ""
+    if config.objective.name == "supervised":
+      table[f"loss [nats/token]{bare}"] = f"{nats:.4f}"
+      table[f"perplexity{bare}"] = f"{math.exp(nats):.3f}"
+    else:
+      table["loss of a preference"] = f"{nats:.4f}"
   if task:
+    reward = None
+    if e.reward:
+      console.note(f"reading the reward model of {e.reward} ...")
+      other = workdir.read_config(e.reward)
+      reward = judges.reward_of(other, experiment.load_run(e.reward, other))
     ask, folder = experiment.ask(config, model), pathlib.Path(parsed.ckpt)
-    found = reports.of_run(config, ask, model, asked, task, shown, folder, out)
+    given = (asked, task, shown, folder, out, reward)
+    found = reports.of_run(config, ask, model, *given)
     got = found.answers
     for rule, share in got.accuracy.items():
       low, high = got.interval[rule]
@@ -89,6 +103,7 @@ def main(argv):
     for x in got.choice.get("confused", ()):
       got_label = repr(x["found"]) if x["found"] else "no label"
       table[f"{x['gold']!r} taken for"] = f"{got_label}: {x['count']}"
+    table |= task.lines(got.more) if got.more else {}
     table |= found.table()
     report |= found.settings(e)
     report |= dict(
@@ -112,7 +127,7 @@ def main(argv):
 def _configure(config, parsed) -> pathlib.Path | None:
   """Puts the flags' values into the run's config; returns where to write the report."""
   keys = ("task", "limit", "temperature", "max_new_tokens", "batch_size", "answer")
-  strategy = ("strategy", "m", "n", "vote_over", "by")
+  strategy = ("strategy", "m", "n", "vote_over", "by", "reward", "prefer")
   for key in (*keys, "normalize", "extract", "labels", "choice", "shots", *strategy):
     if parsed[key].value is not None:
       config.eval[key] = parsed[key].value

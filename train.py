@@ -136,7 +136,7 @@ def main(argv):
     ask = experiment.ask(config, exp.adapted(trainable), "adapted model")
     after = evaluate.answers(ask, problems, task, e.answer, shots)
     answers_file.write(folder, None, after)
-    prompts = [record["prompt"] for record in after.records[:3]]
+    prompts = [r["prompt"] for r in after.records[:3] if "text" in r]
     final |= {name: logs.last(name) for name in after.logged("base_")}
     final |= after.logged() | dict(problems=len(problems), prompts=prompts)
   title = f"{name}: {size.trainable:,} trainable parameters"

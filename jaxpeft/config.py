@@ -111,6 +111,7 @@ def base() -> config_dict.ConfigDict:
   c.eval.extract = ""  # exact, choice: regex whose group 1 in a text is the answer
   c.eval.labels = ""  # choice: labels with commas; "" takes them from the data
   c.eval.choice = "likelihood"  # choice: or "generation"
+  c.eval.prefer = "auto"  # preference: scores: "reward", "sum", "mean", "change"
   c.eval.own_shots = False  # trip, meeting, calendar: ask the row's own prompt_5shot
   c.eval.shots = 0  # solved rows of data.train that a prompt shows before its problem
   c.eval.reuse_base = True  # keep the base's answers on disk for other runs

@@ -16,6 +16,7 @@ from jaxpeft import adapters, console, objectives, options, run_data, tree
 from jaxpeft import model as models
 from jaxpeft.checkpoints import adapter as adapter_files
 from jaxpeft.errors import InputError
+from jaxpeft.evaluation import judges
 from jaxpeft.evaluation.kept import KeptAsk
 from jaxpeft.generation.ask import Ask, LocalAsk
 from jaxpeft.parallel import distributed, sharding
@@ -88,6 +89,8 @@ def enter_mesh(mesh):
 def ask(config, tuned: models.Model, label: str = "answers", kept: bool = False) -> Ask:
   """The model as the evaluation asks it; if `kept`, through answers kept on disk."""
   e = config.eval
+  if e.task == "preference":
+    return judges.of_run(config, tuned, label)
   local = LocalAsk(
     tuned.transformer, tuned.params, tuned.tokenizer, e.max_new_tokens,
     options.sampling(config), config.seed, e.batch_size, label, e.drafts,

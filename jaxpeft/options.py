@@ -2,7 +2,7 @@
 
 from jaxpeft import adapters, objectives
 from jaxpeft.errors import InputError
-from jaxpeft.evaluation import strategies, tasks
+from jaxpeft.evaluation import judges, strategies, tasks
 from jaxpeft.generation.sampling import Sampling
 
 # The least value of options that are counts.
@@ -67,6 +67,7 @@ def check(config):
   if config.eval.strategy:
     strategies.get(config.eval.strategy)
   strategies.options(config.eval)
+  judges.check(config.eval.prefer)
   if config.eval.task:
     tasks.rule(tasks.make(config.eval.task, config.eval), config.eval.answer)
 

@@ -23,6 +23,9 @@ def add(parser):
   )
   parser.add_argument("--ablations", action="store_true", help="SETS without a part")
   parser.add_argument(
+    "--reward", help="run of a reward model: adds best-of-N by reward, weighted vote"
+  )
+  parser.add_argument(
     "--temperatures", help="of sample, verify and correct; default 0.7,0.7,0.7"
   )
   parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int)
@@ -39,17 +42,20 @@ def run(args):
   import pathlib
 
   from jaxpeft import console, experiment
-  from jaxpeft.evaluation import problems, shots, tasks
+  from jaxpeft.evaluation import judges, problems, shots, tasks
   from jaxpeft.evaluation.curves import picture, scale
   from jaxpeft.evaluation.strategies import options, recorded, report
   from jaxpeft.generation import remote
   from jaxpeft.parallel import distributed, sharding
+  from jaxpeft.training import workdir
 
   config = configured(args)
   asked, task = _problems(config)
   sizes = scale.Scale(
     args.m, args.n, max(args.m, args.samples or 4 * args.m), args.ablations
   )
+  if args.reward:
+    experiment.adapter_folder(args.reward)  # or it says that the run is not finished
   own = options(config.eval)
   rule = tasks.rule(task, config.eval.answer)
   shown = shots.of_run(config, task, asked)
@@ -70,6 +76,10 @@ def run(args):
     problems.check_positions(config, task, asked, model.tokenizer, limit, shown)
     given = given._replace(fits=report.fits(config, model))
     ask = experiment.ask(config, model)
+  if args.reward:
+    other = workdir.read_config(args.reward)
+    judge = judges.reward_of(other, experiment.load_run(args.reward, other))
+    own = own._replace(reward=judge)
   about = recorded.about(config, model)
   folder.mkdir(parents=True, exist_ok=True)
   kept = recorded.Recorded(ask, folder / "chains.jsonl", about)

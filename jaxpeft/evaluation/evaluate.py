@@ -25,18 +25,21 @@ class Answers(NamedTuple):
   records: list[dict]  # see `record`
   choice: dict  # for labels: macro_f1, its interval, and confused; otherwise {}
   shots: int = 0  # solved rows in a prompt
+  more: dict = {}  # noqa: RUF012  what else the task has measured; nobody changes it
 
   def metrics(self) -> dict:
     """What metrics.jsonl has about them: numbers by name, of the rule that counts."""
     names = ("macro_f1", "macro_f1_ci95")
     more = {name: self.choice[name] for name in names if name in self.choice}
     more |= dict(shots=self.shots) if self.shots else {}
+    more |= self.more
     share, interval = self.accuracy[self.rule], self.interval[self.rule]
     return dict(accuracy=share, accuracy_ci95=interval) | more
 
   def logged(self, prefix: str = "") -> dict:
     """`metrics` and the first three texts, as "samples", under prefixed names."""
-    found = self.metrics() | dict(samples=[r["text"] for r in self.records[:3]])
+    texts = [r["text"] for r in self.records[:3] if "text" in r]
+    found = self.metrics() | dict(samples=texts)
     return {f"{prefix}{name}": value for name, value in found.items()}
 
 
@@ -70,6 +73,9 @@ def answers(
 
 def summary(task, records: list[dict], rule: str, shots: int = 0) -> Answers:
   """The scores of records, see `record`; `shots` are those in a prompt."""
+  if hasattr(task, "totals"):
+    shares, ranges, more = task.totals(records)
+    return Answers(rule, shares, ranges, records, {}, shots, more)
   rules = records[0]["correct"].keys()
   hits = {rule: sum(r["correct"][rule] for r in records) for rule in rules}
   return Answers(
@@ -84,6 +90,8 @@ def summary(task, records: list[dict], rule: str, shots: int = 0) -> Answers:
 
 def _requests(task, row: dict, shots: Sequence[dict]) -> list[Request]:
   """One request for an answer, or one for each completion to score."""
+  if hasattr(task, "requests"):
+    return [Request(prompt, text) for prompt, text in task.requests(row)]
   prompt, given = task.prompt(row, shots), task.completions(row)
   return [Request(prompt, text) for text in given] or [Request(prompt)]
 
@@ -92,8 +100,12 @@ def record(task, row: dict, prompt, replies: list[Reply], rule: str) -> dict:
   """prompt, gold, text, and {rule: whether it is correct}.
 
   A task with labels adds {rule: label} as "found", and the log-likelihoods in nats of
-  the completions, if they were scored. The text is then that of the label.
+  the completions, if they were scored. The text is then that of the label. A task that
+  judges given answers has no text; its `judge` says what else there is.
   """
+  if hasattr(task, "judge"):
+    scores = [reply.logprob for reply in replies]
+    return dict(prompt=str(prompt)) | task.judge(row, scores)
   gold = task.gold(row)
   if not hasattr(task, "choose"):
     text = task.cut(replies[0].text)
@@ -122,15 +134,28 @@ def _choice(records: list[dict], labels: list[str], rule: str) -> dict:
 
 
 def held_out(config, net, objective: Objective, examples):
-  """params -> mean loss of a run's held-out examples, see `loss`."""
+  """params -> mean loss of a run's held-out examples, see `means`."""
+  found = held_out_means(config, net, objective, examples)
+  return lambda params: found(params)["loss"]
+
+
+def held_out_means(config, net, objective: Objective, examples):
+  """params -> {"loss" and other means} of a run's held-out examples, see `means`."""
   t, fn = config.train, step.make_eval(net, objective)
   rows, tokens = t.batch_size // t.accumulate, config.data.max_tokens
-  return lambda params: loss(fn, objective, params, examples, tokens, rows)
+  return lambda params: means(fn, objective, params, examples, tokens, rows)
 
 
 def loss(
   evaluate, objective: Objective, params, examples, max_tokens: int, batch_size: int
 ) -> float:
+  """The mean loss of `means`, which has the same arguments."""
+  return means(evaluate, objective, params, examples, max_tokens, batch_size)["loss"]
+
+
+def means(
+  evaluate, objective: Objective, params, examples, max_tokens: int, batch_size: int
+) -> dict[str, float]:
   """Mean teacher-forced loss over everything that the objective takes a loss on.
 
   Args:
@@ -140,6 +165,8 @@ def loss(
     examples: list of Example; the last batch is filled up with empty rows.
     max_tokens: tokens of a packed row.
     batch_size: rows of a batch.
+  Returns:
+    "loss", and the means of the objective's metrics, e.g. "accuracy".
   """
   rows = [*batches.pack(examples, max_tokens)]
   rows += [[] for _ in range(-len(rows) % batch_size)]
@@ -152,5 +179,7 @@ def loss(
     # waits for the batch before, so that the progress is that of the device.
     ahead = 0 if distributed.count() > 1 else 1
     jax.block_until_ready(sums[max(0, len(sums) - 1 - ahead)])
-  total, weight = np.sum([[float(a), float(b)] for a, b in sums], axis=0)
-  return total / weight
+  names = ("loss", *sums[0].metrics)
+  numbers = [[found.weight, found.total, *found.metrics.values()] for found in sums]
+  weight, *totals = np.sum(np.asarray(numbers, float), axis=0)
+  return {name: x / weight for name, x in zip(names, totals, strict=True)}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.evaluation import tasks
 from jaxpeft.generation.ask import completion_ids, prompt_ids
@@ -26,6 +27,23 @@ def task_of(config, rows: Sequence[dict]) -> Any:
     except InputError as error:
       raise InputError(f"{config.data.eval}, row {number}: {error}") from error
   return task
+
+
+def has_loss(objective, rows: Sequence[dict], task) -> bool:
+  """Whether a run's objective can take a loss on rows; a task may have others.
+
+  Raises:
+    InputError: it cannot, and there is no task that could use them.
+  """
+  try:
+    for number, row in enumerate(rows, 1):
+      objective.checked(row, f"data.eval, row {number}")
+  except InputError as error:
+    if task is None:
+      raise
+    console.note(f"note: no held-out loss: {error}")
+    return False
+  return True
 
 
 def check_positions(config, task, problems: Sequence[dict], tokenizer, limit, shots=()):

@@ -160,14 +160,13 @@ def weighted(name: str, found: Ends, m: int, order, rewards) -> Cell:
   share = np.take_along_axis(mass, place, -1)[..., 0] / weight.sum(-1)
   tokens, calls = take(found.tokens[..., 0]), take(found.calls[..., 0])
   chosen = np.take_along_axis(right, place, -1)[..., 0]
-  return Cell(
-    name, m, 0, chosen, np.maximum(share, 0.0), tokens.sum(-1), calls.sum(-1)
-  )
+  return Cell(name, m, 0, chosen, np.maximum(share, 0.0), tokens.sum(-1), calls.sum(-1))
 
 
 def any_right(found: Ends, m: int, order) -> np.ndarray:
   """bool[draws, problems]: whether the best choice among m samples is right."""
-  return np.take_along_axis(found.right[None, ..., 0], order[..., :m], 2).any(-1)
+  some = np.take_along_axis(found.right[None, ..., 0], order[..., :m], 2)
+  return np.any(some, axis=-1)
 
 
 def _counts(answer, valid) -> np.ndarray:

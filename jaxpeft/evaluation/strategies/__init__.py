@@ -73,8 +73,8 @@ def options(e, reward=None) -> Options:
     )
   if rewarded(e) and reward is None and not e.reward:
     raise InputError(
-      f"eval.strategy={e.strategy!r} needs a reward model here: name a run that trained "
-      "one, eval.reward=runs/NAME (eval.py --reward=runs/NAME)"
+      f"eval.strategy={e.strategy!r} needs a reward model here: name a run that "
+      "trained one, eval.reward=runs/NAME (eval.py --reward=runs/NAME)"
     )
   if e.reward and not rewarded(e):
     raise InputError(

@@ -38,15 +38,14 @@ def weighted(answers: Sequence[str], rewards: Sequence[float]) -> tuple[int, flo
     answers: as `task.answer` gives them.
     rewards: of the texts, in the same order.
   """
-  rewards = np.asarray(rewards, float)
-  weights = np.exp(rewards - rewards.max())  # only their ratios count
+  weights = np.exp(np.subtract(rewards, max(rewards)))  # only their ratios count
   sums = {
     x: sum(w for w, y in zip(weights, answers, strict=True) if y == x)
     for x in dict.fromkeys(answers)
     if x != INVALID
   }
   if not sums:
-    return int(rewards.argmax()), 0.0
+    return max(range(len(answers)), key=rewards.__getitem__), 0.0
   most = max(sums, key=sums.__getitem__)
   best = max((i for i, x in enumerate(answers) if x == most), key=rewards.__getitem__)
   return best, float(sums[most] / weights.sum())

@@ -13,6 +13,11 @@ A task, which may be the module itself, has
 and, if it chooses among labels,
   labels                          of all rows; () if each row has its own
   choose(row, text, logprobs) -> {rule: label}
+and, if it compares given answers, which `judges` score,
+  requests(row) -> [(prompt, answer)]
+  judge(row, scores) -> record    with gold and {rule: credit from 0 to 1} as "correct"
+  totals(records) -> ({rule: accuracy}, {rule: interval}, more)
+  lines(more) -> {name: text}     for people
 """
 
 import types
@@ -28,6 +33,7 @@ from jaxpeft.evaluation.tasks import (
   gsm8k,
   maths,
   meeting,
+  preference,
   prices,
   sums,
   trip,
@@ -40,6 +46,7 @@ TASKS = {
   "budget": budget,
   "sums": sums,
   "prices": prices,
+  "preference": preference,
   "math": maths,
   "trip": trip,
   "meeting": meeting,
