@@ -98,10 +98,10 @@ def main(argv):
 
   # ---- loop
   net, examples = exp.model.transformer, exp.data.held_out
-  loss = evaluate.held_out(config, net, exp.objective, examples)
+  means = evaluate.held_out_means(config, net, exp.objective, examples)
 
   def hold_out(state):
-    return loss(exp.adapted(state.trainable).params)
+    return means(exp.adapted(state.trainable).params)
 
   def save(state, best):
     store.save(state, dict(fingerprint=mark, best=dataclasses.asdict(best)))
@@ -132,6 +132,8 @@ def main(argv):
     trainable_parameters=size.trainable, adapter_bytes=size.bytes,
     data=exp.data.summary, **report.peak_memory(step_fn, jax.local_devices()[0]),
   )  # fmt: skip
+  if (share := logs.at(kept, "eval_accuracy")) is not None:  # of preferences
+    final["eval_accuracy"] = share
   if task:
     ask = experiment.ask(config, exp.adapted(trainable), "adapted model")
     after = evaluate.answers(ask, problems, task, e.answer, shots)

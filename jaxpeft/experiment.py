@@ -19,6 +19,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.evaluation import judges
 from jaxpeft.evaluation.kept import KeptAsk
 from jaxpeft.generation.ask import Ask, LocalAsk
+from jaxpeft.objectives import head
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.quantization import nf4
 from jaxpeft.run_data import Data
@@ -219,7 +220,8 @@ def check(config, base: models.Model, tx=None):
     bool(config.model.quantize),
   )
   run_data.check_batch(config, base.config)
-  adapters.match(base.params, adapters.from_config(config.adapt))
+  rules, score = adapters.from_config(config.adapt), objectives.from_config(config).head
+  head.check(base.params, rules, score)
   if tx is not None:
     jax.eval_shape(lambda params: _assemble(config, params, tx), base.params)
 
@@ -270,8 +272,8 @@ def _begin_step(config, objective, tx, base: models.Model, found: Data):
 
 def _assemble(config, params, tx):
   """(state, frozen) of a base's params; for `jax.eval_shape`: gradients are zeros."""
-  rules = adapters.from_config(config.adapt)
-  params = adapters.adapt(params, rules, jax.random.key(0), gradients={})
+  rules, score = adapters.from_config(config.adapt), objectives.from_config(config).head
+  params = head.adapt(params, rules, jax.random.key(0), {}, score)
   trainable, frozen = tree.partition(params, tree.trainable_mask(params))
   return step.init_state(trainable, tx), frozen
 
@@ -283,12 +285,12 @@ def _adapt(config, base: models.Model, given=None, start=None):
     given: the run's batches, where a method starts from their gradients.
     start: see `make`. Give this or `given`.
   """
-  rules = adapters.from_config(config.adapt)
+  rules, score = adapters.from_config(config.adapt), objectives.from_config(config).head
   # A stream of its own: the adapter's draws must not repeat those of a random model.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
   net, count = base.transformer, config.train.accumulate
   found = first_gradients.of_batches(net, base.params, rules, given, count)
-  params = adapters.adapt(base.params, rules, key, found)
+  params = head.adapt(base.params, rules, key, found, score)
   if start is not None:
     params = adapter_files.load_kept(start, params)
   params = sharding.place(params)

@@ -13,6 +13,7 @@ from jaxpeft.checkpoints.params_reader import ParamsReader
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.linear import dense, is_node
 from jaxpeft.model import Model
+from jaxpeft.objectives import head
 from jaxpeft.quantization import nf4
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -149,6 +150,8 @@ def load_adapter(params, directory):
     key = jax.random.wrap_key_data(jnp.array(meta["key"], jnp.uint32))
   except (KeyError, TypeError, ValueError) as e:
     raise InputError(f"{directory} does not say which adapters it holds: {e}") from e
+  if head.HEAD in meta["adapters"]:
+    params = head.added(params)
   adapted = adapters.adapt(params, rules, key, gradients={})
   adapted = own.load_kept(directory, adapted)
   trainable, frozen = tree.partition(adapted, tree.trainable_mask(adapted))

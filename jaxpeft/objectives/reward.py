@@ -14,15 +14,15 @@ import jax.numpy as jnp
 
 from jaxpeft.data import pairs, preferences
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.linear import linear
 from jaxpeft.objectives import groups
 from jaxpeft.objectives.base import Loss
+from jaxpeft.objectives.head import HEAD as HEAD
+from jaxpeft.objectives.head import score
 from jaxpeft.transformer import decoder
 from jaxpeft.transformer.attention import Where
 from jaxpeft.transformer.decoder import Stream
 
 POOLS = ("last", "hf")
-HEAD = "score"  # its place in the parameters: [D, 1]
 _DISTANCES = range(1, preferences.MOST)  # in a group, from one text to a later one
 
 
@@ -102,20 +102,6 @@ def rewards(net, params, batch):
   where = Where(batch["position"], batch["segment"])
   hidden = decoder.hidden(net, params, Stream(batch["tokens"], where))
   return groups.at_ends(score(params, hidden), batch)
-
-
-def score(params, hidden):
-  """float32[...]: the head on hidden states [..., D], in float32.
-
-  Raises:
-    InputError: the parameters have no head.
-  """
-  if HEAD not in params:
-    raise InputError(
-      f"the model has no reward head ({HEAD!r} in its parameters); train it with "
-      "objective.name='reward', or load a reward model"
-    )
-  return linear(hidden.astype(jnp.float32), params[HEAD])[..., 0]
 
 
 def of_scores(

@@ -59,7 +59,8 @@ class Loop:
     logs: the run's `Log`.
     store: the run's checkpoints, to close them and to name the latest.
     save: (state, best) -> None; starts to write a checkpoint.
-    hold_out: state -> held-out loss; None if there are no held-out examples.
+    hold_out: state -> {"loss": held-out loss, and other means}; None if there are no
+      held-out examples.
     keep: called with (trainable, step) when the held-out loss is the best so far.
   """
 
@@ -115,7 +116,7 @@ class Loop:
       if hold_out and held:
         value = hold_out(state)
         self._note_held_out(step, value)
-        if best.update(step, value) and t.keep_best:
+        if best.update(step, value["loss"]) and t.keep_best:
           self.keep(state.trainable, step)
         bar.restart()
       if saved:
@@ -149,6 +150,7 @@ class Loop:
     shown = {name: x for name, x in metrics.items() if name != "bad_step"}
     self.logs.write(step, **shown, lr=lr, tokens_per_s=speed)
 
-  def _note_held_out(self, step: int, value: float):
-    self.logs.write(step, eval_loss=value)
-    console.note(f"step {step}: held-out loss {value:.4f}")
+  def _note_held_out(self, step: int, value: dict[str, float]):
+    self.logs.write(step, **{f"eval_{name}": x for name, x in value.items()})
+    shown = [f"{name} {x:.4f}" for name, x in value.items()]
+    console.note(f"step {step}: held-out {', '.join(shown)}")

@@ -50,6 +50,8 @@ def result(final: dict) -> str:
   if first is not None and last is not None:
     worse = "; training did not lower it" if last >= first else ""
     lines.append(f"held-out loss: {first:.4f} before, {last:.4f} after{worse}")
+  if final.get("eval_accuracy") is not None:
+    lines.append(f"held-out accuracy of the order: {final['eval_accuracy']:.1%}")
   if "accuracy" in final:
     low, high = final["accuracy_ci95"]
     lines.append(

@@ -96,12 +96,11 @@ def make_step(transformer, tx, objective: Objective = Supervised(), seed: int = 
 
 
 def make_eval(transformer, objective: Objective = Supervised()):
-  """evaluate(params, batch) -> (summed loss, its weight), jitted; see `Objective`."""
+  """evaluate(params, batch) -> `Loss`, jitted; see `Objective`."""
 
   @jax.jit
   def evaluate(params, batch):
-    found = objective.loss(transformer, params, batch)
-    return found.total, found.weight
+    return objective.loss(transformer, params, batch)
 
   return evaluate
 

@@ -104,11 +104,12 @@ def test_the_held_out_loss_before_the_first_step(tmp_path):
 
   def loss(state):
     held.seen.append(int(state.step))
-    return 2.0 - len(held.seen)
+    return dict(loss=2.0 - len(held.seen), accuracy=0.5)
 
   *_, logs = run(tmp_path, 4, loss, eval_every=2)
   assert held.seen == [0, 2, 4]
   values = [(x["step"], x["eval_loss"]) for x in logs.lines if "eval_loss" in x]
   assert values == [(0, 1.0), (2, 0.0), (4, -1.0)]
+  assert logs.at(2, "eval_accuracy") == 0.5
   *_, logs = run(tmp_path, 4, loss, eval_first=False)
   assert logs.at(0, "eval_loss") is None
