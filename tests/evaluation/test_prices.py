@@ -118,7 +118,7 @@ def test_an_answer_and_its_end_fit_into_the_limit():
     len(tok.encode(row["prompt"] + row["completion"], bos=True)) + 1
     for row in sources.embedded("prices/test")
   )
-  assert longest <= 36, "data.max_tokens of the configs"
+  assert longest <= 32, "data.max_tokens of configs/preference_toy.py"
   ids = tok.encode(prices.prompt(ROW) + " 48+49=97", bos=True)
   new = len(ids) - len(tok.encode(prices.prompt(ROW), bos=True))
   assert new + 1 <= prices.NEW
