@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jaxpeft import assets
@@ -17,6 +18,7 @@ from jaxpeft.checkpoints.stored import StoredModel, open_model
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.generation import decode, stream
 from jaxpeft.generation.sampling import Sampling
+from jaxpeft.objectives import scoring as rewards
 from jaxpeft.parallel import sharding
 from jaxpeft.quantization import nf4
 from jaxpeft.transformer import decoder
@@ -135,6 +137,24 @@ class Model:
     )
     ids = self.tokenizer.encode(prompt, bos=True)
     yield from stream.text(self.tokenizer, session.tokens(ids, max_new_tokens, seed))
+
+  def reward(self, texts, pool: str = "last", batch_size: int | None = None):
+    """float32[n]: how good a reward model finds texts.
+
+    Args:
+      texts: a list of texts, or of (prompt, answer) pairs of texts. An end of text
+        follows each, as in training.
+      pool: the token that is scored, as `objective.pool` was in training.
+      batch_size: most texts at once; None is as many as fit.
+    Raises:
+      InputError: the model has no reward head, or a text is none or is too long.
+    """
+    return np.array(
+      rewards.of_texts(
+        self.transformer, self.params, self.tokenizer, texts, pool, batch_size
+      ),
+      np.float32,
+    )
 
   def replace(self, **changes) -> "Model":
     """The same model with other fields."""

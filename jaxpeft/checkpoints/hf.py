@@ -21,7 +21,7 @@ from jaxpeft.checkpoints import (
 )
 from jaxpeft.checkpoints.families import MULTIMODAL
 from jaxpeft.checkpoints.gguf_reader import is_gguf
-from jaxpeft.checkpoints.hf_names import TOP, places
+from jaxpeft.checkpoints.hf_names import SCORE, TOP, places
 from jaxpeft.checkpoints.reader import (
   FLOATS,
   SafetensorsReader,
@@ -131,6 +131,8 @@ def load(
 ):
   """The parameters of a stored model, as `Transformer(config, groups)` names them.
 
+  Those of a reward model have a "score", and no head for words.
+
   Args:
     reader: of tensors under Hugging Face's names.
     config: of the same model, see `read_config`.
@@ -141,14 +143,16 @@ def load(
     InputError: tensors are missing, unexpected or of a wrong shape (the first 20 are
       listed); files are damaged; or the weights are 4-bit and `quantize` is off.
   """
-  reader, found = text_only(reader), places(config, groups)
+  reader = text_only(reader)
+  score = SCORE in reader.shapes
+  found = places(config, groups, score)
   wanted = {name for place in found.values() for name in place.tensors}
   have = {name for name in reader.shapes if not _BUFFERS.fullmatch(name)}
   packed = bnb.names(reader.shapes)
   if packed and not quantize:
     raise InputError(f"{reader.place} holds 4-bit weights: load it with quantize='nf4'")
   have -= {part for name in packed for part in bnb.parts(name)}
-  if config.tied:
+  if config.tied or score:
     have.discard(TOP["head"])  # some files hold a copy of the embedding
   problems = [f"missing {name}" for name in sorted(wanted - have)]
   problems += [f"unexpected {name}" for name in sorted(have - wanted)]

@@ -171,6 +171,13 @@ def _language_model(hf: dict, place: str) -> dict:
   return dict(model_type=MULTIMODAL[kind]) | given | text
 
 
+def reward(hf: dict) -> dict:
+  """What a `config.json` of a model says where it is a reward model."""
+  kind = hf["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")
+  labels = dict(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+  return dict(architectures=[kind], **labels)
+
+
 def _known(family: Family) -> set[str]:
   """Fields that change the computation, and that the family's reader follows."""
   known = {*family.fields, *family.defaults, "partial_rotary_factor"}

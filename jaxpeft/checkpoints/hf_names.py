@@ -6,16 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.checkpoints.families import FAMILIES, LAYER, TOP
+from jaxpeft.objectives.head import HEAD
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.decoder import Transformer, layer_groups
 from jaxpeft.tree import path_name
+
+SCORE = "score.weight"  # of their reward models, [1, width]
 
 
 def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
   """{path: (leaf, [name of their module for each layer])} of a tree of parameters.
 
   The list is empty for a leaf that is no projection, such as a norm, and for experts;
-  the head counts as a projection. The names are those of most families; Phi-3's fused
+  heads count as projections. The names are those of most families; Phi-3's fused
   projections have others.
 
   Args:
@@ -35,8 +38,8 @@ def modules(params, keep=lambda leaf: True) -> dict[str, tuple]:
   for path, leaf in flat.items():
     group, _, inside = path.partition("/")
     names = []
-    if path == "head":
-      names = [TOP["head"]]
+    if path in ("head", HEAD):
+      names = [SCORE if path == HEAD else TOP["head"]]
     elif inside.startswith(("attn/", "mlp/")):
       first = sum(depth for g, depth in depths.items() if 0 <= g < group_index(group))
       layers = range(first, first + depths[group_index(group)])
@@ -90,12 +93,20 @@ class Place:
     return (rows, *index[1:])
 
 
-def places(config: ModelConfig, groups) -> dict[str, Place]:
-  """{path: its `Place`} of every parameter of `Transformer(config, groups)`."""
+def places(config: ModelConfig, groups, score: bool = False) -> dict[str, Place]:
+  """{path: its `Place`} of every parameter of `Transformer(config, groups)`.
+
+  Args:
+    config, groups: of the transformer.
+    score: whether the model is a reward model: it has a head for scores (see
+      `objectives.head`) and none for words.
+  """
   model = Transformer(config, groups=groups)
   tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
   flat = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+  if score:
+    flat = {path: x for path, x in flat.items() if path != "head"}
   depths = layer_groups(groups, config.depth)
   family, found = FAMILIES[config.family], {}
   for path, leaf in flat.items():
@@ -116,4 +127,6 @@ def places(config: ModelConfig, groups) -> dict[str, Place]:
     found[path] = Place(
       names, leaf.shape, True, leaf.ndim == 3, **fused if len(parts) > 1 else {}
     )
+  if score:
+    found[HEAD] = Place([SCORE], (config.width, 1), False, True)
   return found

@@ -20,6 +20,7 @@ from jaxpeft.checkpoints import bnb, hf_config
 from jaxpeft.checkpoints.hf_names import group_index, places
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
+from jaxpeft.objectives.head import HEAD
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.tree import path_name
@@ -58,6 +59,8 @@ def save(directory, config: ModelConfig, params, tokenizer=None, finish=None):
   with temporary.directory(directory.parent, ".save-") as tmp:
     _write_shards(tmp, flat, tensors, finish)
     hf = hf_config.to_hf(config, dtype)
+    if HEAD in flat:
+      hf |= hf_config.reward(hf)
     if any(map(is_node, shapes.values())):
       hf["quantization_config"] = bnb.CONFIG | dict(bnb_4bit_compute_dtype=dtype)
     (tmp / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
@@ -107,7 +110,7 @@ def _tensors(config, flat, finish):
   shapes: dict = {}
   parts: dict[str, list[_Part]] = {}
   sizes = collections.Counter()
-  for path, place in places(config, tuple(depths)).items():
+  for path, place in places(config, tuple(depths), HEAD in flat).items():
     layers = range(len(place.tensors)) if place.stacked else [None]
     made = functools.partial(_finished, finish, path, layers[0])
     shapes[path] = jax.eval_shape(made, flat[path])

@@ -34,6 +34,8 @@ from jaxpeft.checkpoints.peft_names import EMBED, HEAD
 from jaxpeft.checkpoints.peft_tensors import PREFIX, WEIGHTS
 from jaxpeft.errors import InputError
 from jaxpeft.linear import is_node
+from jaxpeft.objectives import head
+from jaxpeft.objectives.head import HEAD as SCORE
 from jaxpeft.parallel import distributed
 from jaxpeft.tree import path_name
 
@@ -104,6 +106,7 @@ def save(directory, params, base=None, rank: int | None = None, base_name="") ->
   for module, leaves in copies.items():
     tensors.setdefault(module, {}).update(leaves)
   source, revision = hf.hub_id(base_name) or (base_name or None, None)
+  config |= dict(task_type="SEQ_CLS") if SCORE in full else {}
   config = _COMMON | config | dict(base_model_name_or_path=source, revision=revision)
   _write_files(pathlib.Path(directory), config, tensors)
   return errors | dict.fromkeys(full, 0.0)
@@ -116,7 +119,7 @@ def _split(params, parts, rank):
     raise InputError("nothing is adapted: there is no adapter to save")
   whole = {p for p, x in found.items() if isinstance(x.adapter, adapters.Full)}
   if rank is not None or whole == found.keys():  # projections become the nearest LoRA
-    whole -= {path for path in whole if path in parts and parts[path].linear}
+    whole -= {p for p in whole if p in parts and parts[p].linear and p != SCORE}
   for path in found:
     if path not in parts or not (path in whole or _has_matrix(path, parts[path])):
       raise InputError(
@@ -187,6 +190,8 @@ def load(directory, params):
   if done:
     path = next(iter(done))
     raise InputError(f"{path} is adapted already; load {directory} into the base model")
+  if tensors.has(hf_names.SCORE):  # of a reward model, whose head is beside the base
+    params = head.added(params)
   try:
     fill, full = _read(config, kind, tensors, params)
   except InputError:

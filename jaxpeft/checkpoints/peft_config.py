@@ -123,7 +123,7 @@ def _selects(config: dict, name: str, path: str) -> bool:
     return False
   if isinstance(targets, str):
     if targets.lower() == "all-linear":
-      return path not in ("head", "embed")
+      return path not in ("head", "embed", "score")
     return bool(re.fullmatch(targets, name))
   if name in targets:
     return True

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import adapters, tree
+from jaxpeft import adapters, console, tree
 from jaxpeft.checkpoints import adapter as own
 from jaxpeft.checkpoints import gguf_write, hf_write, peft
 from jaxpeft.checkpoints.params_reader import ParamsReader
@@ -51,6 +51,12 @@ def save_hf(
       return dataclasses.replace(w, dtype=to)
     return dense(w).astype(to)
 
+  if head.HEAD in model.params and model.config.pad_id in model.config.eos_ids:
+    console.note(
+      "note: transformers scores the last token that is no padding, and in this model "
+      "padding is the end of text; so it scores the token before the end, for which "
+      "objective.pool='hf' trains. Otherwise give it another padding token"
+    )
   hf_write.save(directory, model.config, model.params, model.tokenizer, finish)
 
 
@@ -68,6 +74,8 @@ def save_gguf(model: Model, path, dtype: str | None = None):
   Raises:
     InputError: an unknown dtype, or a model or tokenizer that GGUF cannot hold.
   """
+  if head.HEAD in model.params:
+    raise InputError("GGUF holds no reward head; export the model with --format=hf")
   reader = ParamsReader(
     model.config,
     model.params,

@@ -6,15 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpeft import experiment, temporary
+from jaxpeft import experiment, objectives, temporary
 from jaxpeft import model as models
 from jaxpeft.checkpoints import gguf_write, peft, peft_names
 from jaxpeft.checkpoints.gguf_reader import is_gguf
-from jaxpeft.data import encode, sources
+from jaxpeft.data import sources
 from jaxpeft.errors import InputError
 from jaxpeft.export import save
+from jaxpeft.objectives import head
 from jaxpeft.parallel import distributed, sharding
 from jaxpeft.training import workdir as workdirs
+from jaxpeft.transformer import decoder
 
 # dtype -> largest allowed difference of logits, in standard deviations of the logits.
 # bfloat16 and q8_0 round weights to 8 bits (q8_0: of the largest of 32), which moves
@@ -37,8 +39,14 @@ class Parity(NamedTuple):
   deviation: float  # standard deviation of the logits
   mean: float  # mean |difference of logits|
   agreement: float  # share of tokens with the same likeliest next token
+  scores: bool = False  # whether rewards of every token were compared, not logits
 
   def __str__(self) -> str:
+    if self.scores:
+      return (
+        f"rewards differ by at most {self.difference:.2g} (their deviation is "
+        f"{self.deviation:.2g})"
+      )
     return (
       f"logits differ by at most {self.difference:.2g} (their deviation is "
       f"{self.deviation:.2g}), greedy tokens agree on {100 * self.agreement:.2f} %"
@@ -52,16 +60,31 @@ def compare(one: models.Model, other: models.Model, rows: list) -> Parity:
   """
   worst, same, count, spread, means = 0.0, 0, 0, [], []
   longest = max(map(len, rows))
+  of = _scores if head.HEAD in one.params else _logits
   for row in rows:
     tokens = np.pad(np.asarray(row, np.int32), (0, longest - len(row)))[None]
     mask = np.arange(longest)[None] < len(row)
-    a, b = (sharding.to_host(m(tokens, mask))[0, : len(row)] for m in (one, other))
+    a, b = (sharding.to_host(of(m, tokens, mask))[0, : len(row)] for m in (one, other))
     worst = float(np.maximum(worst, np.abs(a - b).max()))  # propagates NaN
     means.append(np.abs(a - b).mean())
     same += int((a.argmax(-1) == b.argmax(-1)).sum())
     count += len(row)
     spread.append(a.std())
-  return Parity(worst, float(np.mean(spread)), float(np.mean(means)), same / count)
+  deviation, mean = float(np.mean(spread)), float(np.mean(means))
+  return Parity(worst, deviation, mean, same / count, of is _scores)
+
+
+def _logits(model: models.Model, tokens, mask):
+  return model(tokens, mask)
+
+
+def _scores(model: models.Model, tokens, mask):
+  """Rewards [1, T, 1] of every token."""
+  del mask  # what follows a token changes nothing
+  params = head.added(model.params)
+  stream = decoder.Stream(tokens, decoder.full_rows(tokens.shape))
+  hidden = decoder.hidden(model.transformer, params, stream)
+  return head.score(params, hidden)[..., None]
 
 
 def export_run(workdir, format: str, directory, dtype, rank, tolerance) -> str:
@@ -160,8 +183,7 @@ def _check_out(path: pathlib.Path, format: str):
 def _rows(config, base) -> list:
   """Token ids of a few examples of the run's data, cut to 128 tokens."""
   d = config.data
-  rows = sources.read(d.eval or d.train, _ROWS, d.columns)
-  found = encode.encode(
-    rows, base.tokenizer, d.max_tokens, d.loss_on, d.eval or d.train
-  )
+  objective, name = objectives.from_config(config), d.eval or d.train
+  rows = sources.find(name, d.columns, objective.checked).read(_ROWS)
+  found = objective.encode(rows, base.tokenizer, d.max_tokens, name)
   return [np.asarray(example.tokens[:_TOKENS]).tolist() for example in found.examples]

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxpeft.errors import InputError
 from jaxpeft.linear import dense, linear, matmul_transposed
 from jaxpeft.parallel import sharding
 from jaxpeft.transformer import layers, remat
@@ -151,6 +152,10 @@ def to_logits(net: Transformer, params) -> Callable:
   loss calls it in a loop.
   """
   c = net.config
+  if not c.tied and "head" not in params:
+    raise InputError(
+      "the model has no head for words, as a reward model has none: it scores texts"
+    )
   if c.tied:
     product, head = matmul_transposed, _embedding(params)
   else:
