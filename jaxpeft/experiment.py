@@ -285,12 +285,12 @@ def _adapt(config, base: models.Model, given=None, start=None):
     given: the run's batches, where a method starts from their gradients.
     start: see `make`. Give this or `given`.
   """
-  rules, score = adapters.from_config(config.adapt), objectives.from_config(config).head
+  rules, objective = adapters.from_config(config.adapt), objectives.from_config(config)
   # A stream of its own: the adapter's draws must not repeat those of a random model.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
   net, count = base.transformer, config.train.accumulate
-  found = first_gradients.of_batches(net, base.params, rules, given, count)
-  params = head.adapt(base.params, rules, key, found, score)
+  found = first_gradients.of_batches(net, base.params, rules, given, count, objective)
+  params = head.adapt(base.params, rules, key, found, objective.head)
   if start is not None:
     params = adapter_files.load_kept(start, params)
   params = sharding.place(params)

@@ -91,7 +91,7 @@ class Adapter:
       InputError: the method or its options do not fit the weight.
     """
 
-  def identity(self, frozen, theta):
+  def identity(self, frozen, theta) -> Any:
     """A theta for which W' = W, shaped like `theta`, or None if there is none.
 
     Args:

@@ -4,15 +4,17 @@ This package may import `adapters`, `transformer`, `data` and the rooms below th
 knows nothing of optimizers or runs.
 """
 
+from jaxpeft import adapters
 from jaxpeft import config as configs
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.objectives.base import Loss, Objective
+from jaxpeft.objectives.preference import Preference
 from jaxpeft.objectives.reward import Reward
 from jaxpeft.objectives.supervised import Supervised
 from jaxpeft.objectives.token_selection import Selection
 
-__all__ = ["OBJECTIVES", "Loss", "Objective", "Reward", "Selection", "Supervised"]
-__all__ += ["from_config"]
+__all__ = ["OBJECTIVES", "Loss", "Objective", "Preference", "Reward", "Selection"]
+__all__ += ["Supervised", "from_config"]
 
 
 def _supervised(config) -> Supervised:
@@ -27,8 +29,17 @@ def _reward(config) -> Reward:
   return Reward(**{name: config.objective[name] for name in OPTIONS["reward"]})
 
 
+def _preference(config) -> Preference:
+  o = config.objective
+  made = Preference(o.loss, o.beta, o.label_smoothing, o.nll, o.reference_free, o.gamma)
+  made.check_adapters(adapters.from_config(config.adapt))
+  return made
+
+
 # name -> function of the whole config, since options are in several of its sections.
-OBJECTIVES = {"supervised": _supervised, "reward": _reward}
+OBJECTIVES = {
+  "supervised": _supervised, "reward": _reward, "preference": _preference,
+}  # fmt: skip
 # name -> the options of config.objective that it uses.
 OPTIONS = {
   "supervised": (),

@@ -7,10 +7,15 @@ import jax.numpy as jnp
 
 from jaxpeft import tree
 from jaxpeft.errors import InputError
-from jaxpeft.objectives import supervised
+from jaxpeft.objectives.base import Objective
+from jaxpeft.objectives.supervised import Supervised
+
+_SUPERVISED = Supervised()
 
 
-def gradients(transformer, params, paths, batches) -> dict:
+def gradients(
+  transformer, params, paths, batches, objective: Objective = _SUPERVISED
+) -> dict:
   """{path: float32 gradient of the mean loss}, from which LoRA-GA and LoRA-One start.
 
   Needs twice the memory of these gradients, besides the weights.
@@ -20,7 +25,8 @@ def gradients(transformer, params, paths, batches) -> dict:
     params: parameters of the base, not adapted.
     paths: paths of the weights, e.g. the keys of `adapters.match`.
     batches: iterable of batches as `data.batches` makes them; the mean is over the
-      supervised tokens of all.
+      supervised tokens of all, or over what else the objective counts.
+    objective: whose loss it is.
   """
   wanted = set(paths)
   missing = wanted - tree.flatten(params).keys()
@@ -33,7 +39,8 @@ def gradients(transformer, params, paths, batches) -> dict:
   chosen, rest = tree.partition(params, mask)
 
   def loss_fn(chosen, rest, batch):
-    total, count, _ = supervised.loss(transformer, tree.combine(chosen, rest), batch)
+    params = tree.combine(chosen, rest)
+    total, count, _ = objective.loss(transformer, params, batch)
     return total, count
 
   @functools.partial(jax.jit, donate_argnums=0)

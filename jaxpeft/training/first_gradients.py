@@ -1,11 +1,15 @@
 """Gradients of a run's first batches, from which some adapters start."""
 
 from jaxpeft import adapters, console
+from jaxpeft.objectives import Objective, Supervised
 from jaxpeft.objectives.gradients import gradients
 from jaxpeft.training import step
 
 
-def of_batches(transformer, params, rules, batches, accumulate: int) -> dict:
+def of_batches(
+  transformer, params, rules, batches, accumulate: int,
+  objective: Objective = Supervised(),
+) -> dict:  # fmt: skip
   """{path: float32 gradient} of the weights whose adapters start from them.
 
   Args:
@@ -14,6 +18,7 @@ def of_batches(transformer, params, rules, batches, accumulate: int) -> dict:
     rules: {regex: adapter}. An adapter's option `batches` says how many it takes.
     batches: of the run, by step; None if theta is loaded afterwards, which gives {}.
     accumulate: microbatches of a batch.
+    objective: of the run; its loss without what it leaves to chance is taken.
   """
   if batches is None:
     return {}
@@ -28,5 +33,5 @@ def of_batches(transformer, params, rules, batches, accumulate: int) -> dict:
       for i in range(accumulate)
     )
     paths = [path for path in needy if needy[path] == count]
-    out |= gradients(transformer, params, paths, micro)
+    out |= gradients(transformer, params, paths, micro, objective)
   return out
