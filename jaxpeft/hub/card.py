@@ -128,9 +128,10 @@ def _measured(facts: Facts) -> str:
   held = facts.data().get("eval", "")
   chosen = facts.config.train.keep_best and final.get("eval_loss") is not None
   best = "; the least loss on it chose the step" if chosen else ""
-  return f"On `{held}`, which was not trained on{best}:\n\n" + _table(
-    ("", "base", "fine-tuned"), rows
-  )
+  known = {facts.hashes.get(key) for key in ("data.train", "data.eval")}
+  trained = len(known) == 1 and None not in known
+  which = "which **was trained on**" if trained else "which was not trained on"
+  return f"On `{held}`, {which}{best}:\n\n" + _table(("", "base", "fine-tuned"), rows)
 
 
 def _training(facts: Facts) -> str:

@@ -205,6 +205,15 @@ def test_paths_of_this_machine_are_not_on_a_card(run, tmp_path):
   assert "BASE is the base model" in text
 
 
+def test_a_card_does_not_call_training_data_held_out(run):
+  for held, said in (
+    ("b", "which was not trained on"),
+    ("a", "which **was trained on"),
+  ):
+    found = facts.of(run)._replace(hashes={"data.train": "a", "data.eval": held})
+    assert said in card.make(found, "me/mine", "peft", None, None, "equal")
+
+
 def test_a_run_without_held_out_data_has_no_results(run):
   found = facts.of(run)
   final = {k: v for k, v in FINAL.items() if "acc" not in k and "eval_loss" not in k}
