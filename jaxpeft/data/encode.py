@@ -91,8 +91,8 @@ def encode(
   for some in _some(rows, source):
     number += len(some)
     found = list(_encode(some, tokenizer))
-    for placed, *row in some:
-      replies = _replies(*row)
+    for placed, form, row, texts in some:
+      replies = _replies(form, row, texts)
       if replies == [] and unanswered is None:
         unanswered = placed.place
       counts = counts._replace(
