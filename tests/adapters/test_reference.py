@@ -10,6 +10,7 @@ import pytest
 
 import jaxpeft
 from jaxpeft import adapters, tree
+from jaxpeft.adapters import dropout
 from jaxpeft.errors import InputError
 from jaxpeft.linear import dense, is_node
 from jaxpeft.quantization import nf4
@@ -77,6 +78,14 @@ def test_it_has_no_gradient_and_copies_no_weight():
   assert not any(np.any(x) for x in jax.tree.leaves(grads))
   lowered = jax.make_jaxpr(adapters.reference)(params)
   assert {eqn.primitive.name for eqn in lowered.eqns} <= {"stop_gradient"}
+
+
+def test_it_has_no_dropout():
+  params = adapted(jaxpeft.LoRA(rank=4, dropout=0.5))
+  shaken = dropout.with_keys(params, jax.random.key(0))
+  assert any("drop" in path for path in tree.flatten(shaken))
+  got = adapters.reference(shaken)
+  np.testing.assert_array_equal(got["layers_0"]["attn"]["q"], W)
 
 
 def test_several_adapters_have_no_reference():

@@ -19,7 +19,6 @@ from safetensors.numpy import load_file
 import jaxpeft
 from jaxpeft import adapters, config, options, tree
 from jaxpeft import model as models
-from jaxpeft.adapters import dropout
 from jaxpeft.data import pairs
 from jaxpeft.data.examples import Example
 from jaxpeft.errors import InputError
@@ -136,12 +135,12 @@ def test_losses_metrics_and_gradients_are_those_of_trl(name, model, passes):
 
 
 def test_a_step_is_that_of_trl_however_it_is_packed_and_split(model):
-  """One step of SGD; and the same step with all pairs in one row, and accumulated."""
+  """One step of SGD, of pairs one after another and of all pairs in one row."""
   objective, (trainable, frozen) = CASES["nll"], policy(model)
   tx, first, some = optax.sgd(RATE), {}, examples()
   step = training.make_step(model.transformer, tx, objective)
   alone = [[x] for x in some]
-  for rows, accumulate in ((alone, 1), (alone, 3), ([some[::-1]], 1)):
+  for rows, accumulate in ((alone, 3), ([some[::-1]], 1)):
     state = training.init_state(trainable, tx)
     micro = training.split(batch(rows, 64), accumulate)
     state, metrics = step(state, frozen, micro)
@@ -167,7 +166,7 @@ def small():
   return net, models.init(net, 0)
 
 
-QUICK = ("full", "lora", "dora", "svf-ref", "lora-one")
+QUICK = ("full", "dora", "svf-ref")
 
 
 @pytest.mark.parametrize(
@@ -245,8 +244,9 @@ def test_rankings_and_margins_are_those_of_the_formula(small):
     np.testing.assert_allclose(got, x, atol=2e-5 * float(jnp.abs(x).max() + 1e-3))
 
 
-def test_a_mesh_trains_as_one_device():
-  net, params = meshes.trained("LoRA", "nf4")
+@pytest.mark.parametrize("base", ["", pytest.param("nf4", marks=pytest.mark.slow)])
+def test_a_mesh_trains_as_one_device(base):
+  net, params = meshes.trained("LoRA", base)
   rng = np.random.default_rng(0)
   some = [x._replace(tokens=x.tokens % 64) for x in examples(LENGTHS * 4)]
   rng.shuffle(some)
@@ -265,19 +265,6 @@ def test_a_mesh_trains_as_one_device():
   chex.assert_trees_all_close(*got, rtol=2e-4, atol=2e-6)
 
 
-def test_the_reference_has_no_dropout(small):
-  net, params = small[0], adapt(small[1], jaxpeft.LoRA(rank=4, dropout=0.5))
-  trainable, frozen = tree.partition(params, tree.trainable_mask(params))
-  params = tree.combine(perturbed(trainable), frozen)
-  rows, objective = batch([examples()], 64), Preference()
-  shaken = dropout.with_keys(params, jax.random.key(1))
-  found = objective.loss(net, shaken, rows, jax.random.key(0))
-  losses = preference.token_losses(net, shaken, rows)
-  want = objective.of_losses(losses, preference.token_losses(net, small[1], rows), rows)
-  assert float(found.total) == pytest.approx(float(want.total), rel=1e-5)
-  assert abs(found.total - objective.loss(net, params, rows).total) > 1e-3
-
-
 def test_methods_that_start_from_a_gradient_get_that_of_dpo(small):
   """Half of beta times (gradient of log p of rejected minus chosen), at the base."""
   net, params = small
@@ -289,7 +276,7 @@ def test_methods_that_start_from_a_gradient_get_that_of_dpo(small):
     sign = jnp.where(rows["segment"] == 1, 1.0, -1.0)
     return 0.1 * jnp.sum(losses * sign) / 3
 
-  want = jax.grad(half)(params)["layers_0"]["attn"]["q"]
+  want = jax.jit(jax.grad(half))(params)["layers_0"]["attn"]["q"]
   assert np.abs(want).max() > 1e-5
   np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 
