@@ -18,7 +18,7 @@ FLOORS = [
   {"optional", "tree", "caches"},
   {"parallel"},
   {"console", "data"},
-  {"quantization"},
+  {"preference", "quantization"},
   {"transformer"},
   {"adapters", "generation"},
   {"objectives"},
