@@ -7,26 +7,19 @@ text, which is scored, too.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxpeft import adapters, console
-from jaxpeft.data import encode, pairs
-from jaxpeft.data.examples import Example
+from jaxpeft import adapters
+from jaxpeft.data import encode
 from jaxpeft.errors import InputError, unknown
 from jaxpeft.generation import score
 from jaxpeft.generation.ask import Conversation, Reply, Request
 from jaxpeft.objectives import reward as rewards
-from jaxpeft.parallel import sharding
+from jaxpeft.objectives import scoring
 
 WAYS = ("auto", "reward", "sum", "mean", "change")
-_TOKENS = 2**13  # of a batch, unless a single text has more
-_LEAST = 32  # tokens of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +90,11 @@ class Judge:
     if by == "auto":
       by = "reward" if rewards.HEAD in model.params else "sum"
     if by == "reward":
-      return _rewards(
-        model, [ids for ids, _ in given], self.pool, self.batch_size, self.label
-      )
+      ids = [ids for ids, _ in given]
+      if self.pool == "hf":
+        ids = [scoring.trimmed(x, rewards.padding(model.tokenizer)) for x in ids]
+      size, label = self.batch_size, self.label
+      return scoring.rewards(model.transformer, model.params, ids, size, label)
     found = self._logprobs(model.params, given)
     if by == "mean":
       return [x / (len(ids) - at) for x, (ids, at) in zip(found, given, strict=True)]
@@ -134,58 +129,6 @@ def _chat(prompt: Conversation, answer: str, tokenizer) -> tuple[list[int], int]
   before, _ = encode.conversation(turns, prompt.tools, tokenizer, place, True)
   same = itertools.takewhile(lambda x: x[0] == x[1], zip(before, ids, strict=False))
   return ids, len(list(same))
-
-
-def _rewards(model, texts: list[list[int]], pool, batch_size, label) -> list[float]:
-  """The head's value at the end of every text; texts of like lengths are a batch."""
-  if pool == "hf":
-    texts = [_trimmed(ids, rewards.padding(model.tokenizer)) for ids in texts]
-  order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-  cut, starts, at = sharding.cut("batch"), [], 0
-  while at < len(order):
-    # As wide as the longest text of those that would be in the batch.
-    rows = batch_size or max(1, _TOKENS // _width(len(texts[order[at]])))
-    some = order[at : at + rows]
-    width = _width(len(texts[some[-1]]))
-    some = some if batch_size else some[: max(1, _TOKENS // width)]
-    rows = min(rows, _power(len(some)))
-    starts.append((some, width, -(-rows // cut) * cut))
-    at += len(some)
-  out = [0.0] * len(texts)
-  for some, width, rows in console.progress(starts, label, len(starts), "batches"):
-    groups = [
-      [Example(np.array(texts[i], np.int32), np.arange(len(texts[i])) > 0)]
-      for i in some
-    ]
-    groups += [[] for _ in range(rows - len(groups))]
-    batch = pairs.to_arrays(groups, width)
-    found = np.asarray(_scored(model.transformer, model.params, batch))
-    for row, i in enumerate(some):
-      out[i] = float(found[row, 0])
-  return out
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scored(transformer, params, batch):
-  return sharding.replicated(rewards.rewards(transformer, params, batch))
-
-
-def _trimmed(ids: list[int], token: int | None) -> list[int]:
-  """The ids without that token at their end; at least one stays."""
-  count = len(ids)
-  while count > 1 and ids[count - 1] == token:
-    count -= 1
-  return ids[:count]
-
-
-def _width(length: int) -> int:
-  """The tokens of a row for a text of that length."""
-  return max(_LEAST, _power(length))
-
-
-def _power(count: int) -> int:
-  """The next power of two: so there are few programs to compile."""
-  return 1 << (count - 1).bit_length()
 
 
 def check(by: str):

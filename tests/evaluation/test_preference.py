@@ -286,8 +286,10 @@ def test_rows_without_a_preference_are_bad_input(row, message):
     with pytest.raises(InputError, match=message) as e:
       ask(row)
     assert "\n" not in str(e.value)
-  with pytest.raises(InputError, match="no prompts with shots"):
-    TASK.prompt(ROW, [ROW])
+  e = configs.base().eval
+  e.shots = 1
+  with pytest.raises(InputError, match="shows no solved rows"):
+    tasks.make("preference", e)
 
 
 # ---- judges --------------------------------------------------------------------------
@@ -302,11 +304,20 @@ PAIRS = [("Question: 12+13?\nAnswer:", " 12+13=25"), ("Question: 3+4?\nAnswer:",
          ("Question: 12+13?\nAnswer:", " 26")]  # fmt: skip
 
 
-def _direct(model, params, text_ids, at):
-  """The log-probability of ids after `at`, from the logits of one row."""
-  logits = model.replace(params=params)(np.array([text_ids]))[0]
-  logp = jax.nn.log_softmax(logits, -1)
-  return sum(float(logp[i - 1, text_ids[i]]) for i in range(at, len(text_ids)))
+def _direct(model, given):
+  """The log-probabilities of answers with their ends, from the logits of all tokens."""
+  found = [_ids(model, *pair) for pair in given]
+  tokens = np.zeros((len(found), max(len(ids) for ids, _ in found)), np.int32)
+  for row, (ids, _) in zip(tokens, found, strict=True):
+    row[: len(ids)] = ids
+  logits = np.asarray(
+    model(tokens, tokens >= 0), np.float64
+  )  # causal: the end is unseen
+  logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  return [
+    sum(logp[row, i - 1, ids[i]] for i in range(at, len(ids)))
+    for row, (ids, at) in enumerate(found)
+  ]
 
 
 def _ids(model, prompt, answer):
@@ -316,7 +327,7 @@ def _ids(model, prompt, answer):
 
 
 def test_log_probabilities_count_the_end_of_text(toy):
-  want = [_direct(toy, toy.params, *_ids(toy, *pair)) for pair in PAIRS]
+  want = _direct(toy, PAIRS)
   got = judges.Judge(toy, "sum").many(PAIRS)
   np.testing.assert_allclose(got, want, atol=2e-4)
   counts = [len(ids) - at for ids, at in (_ids(toy, *pair) for pair in PAIRS)]

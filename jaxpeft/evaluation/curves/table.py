@@ -151,8 +151,7 @@ def weighted(name: str, found: Ends, m: int, order, rewards) -> Cell:
   answer, right = take(found.answer[..., 0]), take(found.right[..., 0])
   reward = take(np.asarray(rewards, float))
   weight = np.exp(reward - reward.max(-1, keepdims=True))
-  valid = answer >= 0
-  mass = np.where(valid, _counts(answer, valid * weight), -1.0)
+  mass = np.where(answer >= 0, _counts(answer, weight), -1.0)
   # Of the heaviest answer's samples the one of the largest reward. Sums of the same
   # weights may differ by their order.
   best = np.isclose(mass, mass.max(-1, keepdims=True), rtol=1e-9, atol=0)

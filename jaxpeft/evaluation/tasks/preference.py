@@ -36,7 +36,13 @@ class Given(NamedTuple):
 
 
 def make(options, rows: Sequence[dict] = ()):
-  """This module: how answers are scored is an option of `judges`."""
+  """This module: how answers are scored is an option of `judges`.
+
+  Raises:
+    InputError: there are shots.
+  """
+  if getattr(options, "shots", 0):
+    raise InputError("task preference shows no solved rows; set eval.shots=0")
   return sys.modules[__name__]
 
 
@@ -61,13 +67,11 @@ def parse(row: dict) -> Given:
 
 
 def prompt(row: dict, shots: Sequence[dict] = ()) -> Prompt:
-  """The prompt of the first answer.
+  """The prompt of the first answer; there are no shots.
 
   Raises:
-    InputError: the row has no preference, or there are shots.
+    InputError: the row has no preference.
   """
-  if shots:
-    raise InputError("task preference has no prompts with shots; set eval.shots=0")
   return parse(row).texts[0][0]
 
 
