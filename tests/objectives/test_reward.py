@@ -1,6 +1,8 @@
 """The reward objective: its loss, its head, and runs with it."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -14,11 +16,14 @@ import safetensors
 import jaxpeft
 from jaxpeft import config, experiment, tree
 from jaxpeft.data import batches, pairs
+from jaxpeft.data.examples import Example
 from jaxpeft.errors import InputError
 from jaxpeft.objectives import head, reward
 from jaxpeft.objectives.reward import Reward
+from jaxpeft.parallel import sharding
 from jaxpeft.training import step
 from jaxpeft.transformer import decoder
+from tests.support.meshes import adapted, make_mesh
 from tests.support.methods import LINEARS
 
 TRL = pathlib.Path(__file__).parent / "trl_reward.safetensors"  # by tools/
@@ -162,23 +167,22 @@ def test_equals_trls_reward_trainer(case):
   scores = _rewards(net, params, batch)[0, :6].reshape(3, 2)
   np.testing.assert_allclose(scores, found["rewards"], atol=1e-5)
   theta, frozen = tree.partition(params, tree.trainable_mask(params))
-  loss = step.make_loss(net, objective)
-  (total, (weight, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-    theta, frozen, batch
-  )
-  assert weight == 3
-  np.testing.assert_allclose(total / weight, found["loss"][0], atol=1e-5)
-  names = ("accuracy", "margin", "reward")
-  got = [metrics[name] / weight for name in names]
+  state = step.init_state(theta, optax.sgd(rate))
+  objective = dataclasses.replace(objective, pool="last")  # it concerns texts only
+  moved, metrics = sgd(net, objective, rate)(state, frozen, step.split(batch, 1))
+  assert metrics["tokens"] == 3
+  np.testing.assert_allclose(metrics["loss"], found["loss"][0], atol=1e-5)
+  got = [metrics[name] for name in ("accuracy", "margin", "reward")]
   np.testing.assert_allclose(got, found["metrics"], atol=1e-5)
-  for name, x in flat(grads).items():
-    np.testing.assert_allclose(x / weight, found[f"grad/{name}"], atol=1e-5)
-  tx = optax.sgd(rate)
-  moved, _ = step.make_step(net, tx, objective)(
-    step.init_state(theta, tx), frozen, step.split(batch, 1)
-  )
   for name, x in flat(moved.trainable).items():
     np.testing.assert_allclose(x, found[f"step/{name}"], atol=1e-5)
+    slope = (found[f"start/{name}"] - x) / rate
+    np.testing.assert_allclose(slope, found[f"grad/{name}"], atol=1e-5)
+
+
+@functools.cache
+def sgd(net, objective, rate):
+  return step.make_step(net, optax.sgd(rate), objective)
 
 
 def run(tmp_path, **changes):
@@ -255,3 +259,41 @@ def test_rules_leave_the_head_to_itself(model):
     params = head.adapt(some, {".*": jaxpeft.Full()}, jax.random.key(0))
     assert params.keys() == {"final_norm", "embed", "score"}
     assert {type(x.adapter) for x in params.values()} == {jaxpeft.Full}
+
+
+@pytest.mark.parametrize(
+  "sizes", [(2, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)]
+)
+def test_a_mesh_trains_as_one_device(sizes):
+  """Rewards, loss and one step of SGD, with the groups packed in rows."""
+  transformer, base = adapted("LoRA")
+  rng = np.random.default_rng(0)
+  params = base | head.adapt(plain(base), {"final_norm": jaxpeft.Full()}, KEY)
+  start = rng.normal(size=(128, 1)).astype("f4")
+  params["score"] = dataclasses.replace(params["score"], theta=dict(w=start))
+  groups = []
+  for n in (2, 3, 2) * 8:
+    ids = rng.integers(3, 64, 5 * n).astype(np.int32)
+    groups.append(Example(ids, np.arange(5 * n) % 5 > 2, 0.0))
+  rows = [groups[i : i + 3] for i in range(0, 24, 3)]
+  found = []
+  for on in (None, make_mesh(sizes)):
+    with jax.set_mesh(on) if on is not None else contextlib.nullcontext():
+      theta, frozen = tree.partition(
+        sharding.place(params), tree.trainable_mask(params)
+      )
+      tx = optax.sgd(0.1)
+      batch = step.split(Reward(center=0.1).batch(rows, 40), 2)
+      state, metrics = step.make_step(transformer, tx, Reward(center=0.1))(
+        step.init_state(theta, tx), frozen, sharding.place_batch(batch)
+      )
+      found.append(jax.tree.map(np.asarray, (state.trainable, metrics)))
+  assert found[0][1]["tokens"] == 24
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *found)
+
+
+KEY = jax.random.key(0)
+
+
+def plain(params):
+  return dict(final_norm=params["final_norm"])
