@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 
 import jaxpeft
-from jaxpeft import adapters, experiment
+from jaxpeft import adapters, experiment, objectives, run_data
 from jaxpeft import config as configs
 from jaxpeft.data import pairs, sources
 from jaxpeft.errors import InputError
-from jaxpeft.evaluation import evaluate, intervals, judges, rewardbench, tasks
+from jaxpeft.evaluation import (
+  evaluate,
+  intervals,
+  judges,
+  problems,
+  rewardbench,
+  tasks,
+)
 from jaxpeft.evaluation.intervals import wilson
 from jaxpeft.generation.ask import Conversation, Reply, Request
 from jaxpeft.objectives import reward as rewards
@@ -240,6 +247,8 @@ def test_ties_by_hand():
   poor = {"ref:1": ([0.5, 0.0], 1), "tied:1": ([3.0, 2.0, 0.0], 2)}
   assert rewardbench.ties(poor) == pytest.approx(0.8 + 0.01 * math.tanh(-0.5))
   assert rewardbench.ties({"ref:1": ([2.0, 0.0], 1)}) == pytest.approx(0.3)
+  level = {"ref:1": ([1.0, 0.0], 1), "tied:1": ([1.0, 1.0, 1.0], 2)}
+  assert rewardbench.ties(level) == pytest.approx(0.3), "0 / 0 counts as 0"
   for bad in ({"x:1": ([1.0, 0.0], 1)}, {"ref:": ([1.0, 0.0], 1)}):
     with pytest.raises(InputError, match="neither"):
       rewardbench.ties(bad)
@@ -290,6 +299,20 @@ def test_rows_without_a_preference_are_bad_input(row, message):
   e.shots = 1
   with pytest.raises(InputError, match="shows no solved rows"):
     tasks.make("preference", e)
+
+
+@pytest.mark.parametrize("name", ["supervised", "reward"])
+def test_rows_of_rewardbench_2_are_judged_without_a_loss(tmp_path, name):
+  path = tmp_path / "rows.jsonl"
+  path.write_text(json.dumps(BEST_OF_4 | dict(subset="Math", id="1")) + "\n")
+  c = configs.base().unlock()
+  c.data.eval, c.eval.task, c.objective.name = str(path), "preference", name
+  rows = run_data.held_out_rows(c)
+  task, objective = problems.task_of(c, rows), objectives.from_config(c)
+  assert not problems.has_loss(objective, rows, task)
+  with pytest.raises(InputError, match=r"data\.eval, row 1"):
+    problems.has_loss(objective, rows, None)
+  assert problems.has_loss(objective, [ROW], task) == (name == "reward")
 
 
 # ---- judges --------------------------------------------------------------------------
@@ -373,7 +396,7 @@ def _with_head(model, seed=0):
 
 def test_rewards_are_the_head_on_the_last_token(toy, monkeypatch):
   model = _with_head(toy)
-  given = [*PAIRS, *(("Q: " + "1 " * n + "\nA:", " 2") for n in (1, 20, 60))]
+  given = [*PAIRS, *(("Q: " + "1 " * n + "\nA:", " 2") for n in (1, 20))]
   ids = [_ids(model, *pair)[0] for pair in given]
   end = toy.tokenizer.eos_ids[0]
   tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
