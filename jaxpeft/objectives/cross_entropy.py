@@ -51,6 +51,8 @@ def of_tokens(to_logits, hidden, targets):
 
 def chunk_bytes(rows: int, tokens: int, vocab: int) -> int:
   """Bytes of the logits that one device holds at once; for planning."""
+  if not tokens:
+    return 0
   return (
     4
     * rows

@@ -21,6 +21,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.objectives import head, reward
 from jaxpeft.objectives.reward import Reward
 from jaxpeft.parallel import sharding
+from jaxpeft.planning import memory
 from jaxpeft.training import step
 from jaxpeft.transformer import decoder
 from tests.support.meshes import adapted, make_mesh
@@ -232,6 +233,7 @@ def test_accumulation_and_an_abstract_run_have_the_same_step(tmp_path):
     moved.append((state.trainable, metrics))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *moved)
   shapes = experiment.abstract(run(tmp_path), jax.devices()[:1])
+  assert memory.count(shapes)["logits"] == 0
   like = jax.tree.map(lambda x: (x.shape, x.dtype), shapes.data.batches[0])
   assert like == jax.tree.map(lambda x: (x.shape, x.dtype), whole.data.batches[0])
   assert (
