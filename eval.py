@@ -59,6 +59,9 @@ def main(argv):
   cli.join(parsed, config)  # before JAX has devices
   out = _configure(config, parsed)
   options.check(config)
+  if config.eval.reward:
+    other = workdir.read_config(config.eval.reward)
+    experiment.adapter_folder(config.eval.reward)  # it may be unfinished
   rows = run_data.held_out_rows(config)
   experiment.enter_mesh(sharding.mesh(tensor=parsed.tensor))
   console.note(f"reading {parsed.ckpt} and its base {config.model.source} ...")
@@ -87,7 +90,6 @@ def main(argv):
     reward = None
     if e.reward:
       console.note(f"reading the reward model of {e.reward} ...")
-      other = workdir.read_config(e.reward)
       reward = judges.reward_of(other, experiment.load_run(e.reward, other))
     ask, folder = experiment.ask(config, model), pathlib.Path(parsed.ckpt)
     given = (asked, task, shown, folder, out, reward)

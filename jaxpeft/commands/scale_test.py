@@ -55,7 +55,8 @@ def run(args):
     args.m, args.n, max(args.m, args.samples or 4 * args.m), args.ablations
   )
   if args.reward:
-    experiment.adapter_folder(args.reward)  # or it says that the run is not finished
+    other = workdir.read_config(args.reward)
+    experiment.adapter_folder(args.reward)  # it may be unfinished
   own = options(config.eval)
   rule = tasks.rule(task, config.eval.answer)
   shown = shots.of_run(config, task, asked)
@@ -77,7 +78,6 @@ def run(args):
     given = given._replace(fits=report.fits(config, model))
     ask = experiment.ask(config, model)
   if args.reward:
-    other = workdir.read_config(args.reward)
     judge = judges.reward_of(other, experiment.load_run(args.reward, other))
     own = own._replace(reward=judge)
   about = recorded.about(config, model)
