@@ -84,6 +84,8 @@ def fit(
   """
   features = _checked(choices, model, features, alpha, method)
   steps = STEPS[method] if steps is None else steps
+  if steps < 1:
+    raise InputError(f"steps is {steps}, not a number from 1")
   why = existence.reason(choices, model, features, alpha)
   if why:
     prior = "" if alpha else ", or give a prior, e.g. alpha=1"

@@ -44,6 +44,11 @@ def _not_connected(choices: Choices) -> str | None:
   from scipy.sparse import csgraph
 
   winner, loser = _neighbors(choices)
+  one, other = choices.tied.T
+  winner, loser = (
+    np.concatenate([winner, one, other]),
+    np.concatenate([loser, other, one]),
+  )
   graph = _graph(winner, loser, choices.items)
   parts, part = csgraph.connected_components(graph, connection="strong")
   if parts == 1:
@@ -64,12 +69,9 @@ def _not_connected(choices: Choices) -> str | None:
 
 
 def _neighbors(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
-  """(winners, losers) of neighbors in rankings; a tie counts in both directions."""
-  ranked, tied = choices.ranked, choices.tied
-  there = ranked[:, 1:] >= 0
-  winner = [ranked[:, :-1][there], tied[:, 0], tied[:, 1]]
-  loser = [ranked[:, 1:][there], tied[:, 1], tied[:, 0]]
-  return np.concatenate(winner), np.concatenate(loser)
+  """(winners, losers) of neighbors in rankings, from which all others follow."""
+  there = choices.ranked[:, 1:] >= 0
+  return choices.ranked[:, :-1][there], choices.ranked[:, 1:][there]
 
 
 def _graph(winner, loser, items: int):
@@ -117,7 +119,8 @@ def _separated(choices: Choices, model: Model, features: np.ndarray) -> str | No
   if len(flat):
     return f"feature {flat[0]} has the same value for all items"
   x = (features - features.mean(0)) / scale
-  won = _stages(choices, x)
+  winner, loser = _neighbors(choices)
+  won = np.unique(x[winner] - x[loser], axis=0)
   tied = x[choices.tied[:, 0]] - x[choices.tied[:, 1]]
   rows = np.concatenate([won, tied])
   _, size, vt = np.linalg.svd(np.linalg.qr(rows, mode="r"))
@@ -133,16 +136,6 @@ def _separated(choices: Choices, model: Model, features: np.ndarray) -> str | No
     f"no choice speaks against ever larger coefficients of features "
     f"{_listed(direction[: x.shape[1]])}: they order all choices without a mistake"
   )
-
-
-def _stages(choices: Choices, x: np.ndarray) -> np.ndarray:
-  """float[n, F]: features of each chosen item less those of each one left."""
-  ranked, rows = choices.ranked, [np.zeros((0, x.shape[1]))]
-  for best in range(ranked.shape[1] - 1):
-    for other in range(best + 1, ranked.shape[1]):
-      there = ranked[:, other] >= 0
-      rows.append(x[ranked[there, best]] - x[ranked[there, other]])
-  return np.unique(np.concatenate(rows), axis=0)
 
 
 def _direction(rows) -> np.ndarray | None:

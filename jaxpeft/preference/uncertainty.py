@@ -22,6 +22,7 @@ from jaxpeft.preference.estimation import Fit, Problem
 
 _PARAMETERS = 5_000  # of a covariance matrix, which then takes 200 MB
 _WORK = 2_000_000  # places of rankings that are fitted at a time
+_NUMBERS = 50_000_000  # that a bootstrap returns
 _LEFT_OUT = 0.1  # share of samples that may have no maximum
 
 
@@ -116,63 +117,69 @@ def bootstrap(
   """
   if not (0 < level < 1 and samples >= 1):
     raise InputError(f"level {level} is not between 0 and 1, or samples {samples} < 1")
+  at = fit.parameters()
+  if samples * len(at) > _NUMBERS:
+    raise InputError(
+      f"{samples:,} samples of {len(at):,} parameters are more than {_NUMBERS:,} "
+      "numbers; lower samples"
+    )
   choices = fit.choices
   counts = np.concatenate([choices.counts, choices.tie_counts])
   if (counts != np.round(counts)).any():
     raise InputError("the bootstrap draws choices, so their counts must be whole")
-  drawn = np.random.default_rng(seed).multinomial(
-    int(counts.sum()), counts / counts.sum(), samples
-  )
-  split = len(choices.counts)
-  kept = [x for x in drawn if _has_maximum(fit, x[:split], x[split:])]
-  left_out = samples - len(kept)
-  if left_out > _LEFT_OUT * samples:
-    raise InputError(
-      f"{left_out} of {samples} bootstrap samples have no maximum; fit with a prior, "
-      "e.g. alpha=1, or observe more"
-    )
-  found = _refit(fit, np.stack(kept).astype(np.float64), split)
+  places = choices.ranked.size + choices.tied.size
+  # A power of 2, so that another number of samples compiles nothing new.
+  size = max(1, min(256, 2 ** (samples - 1).bit_length(), _WORK // places))
+  rng, parts, done, left_out = np.random.default_rng(seed), [], 0, 0
+  with console.Bar("bootstrap", samples, "samples") as bar:
+    while done < samples:
+      count = min(size, samples - done)
+      drawn = rng.multinomial(int(counts.sum()), counts / counts.sum(), count)
+      kept = drawn[[_has_maximum(fit, row) for row in drawn]]
+      done, left_out = done + count, left_out + count - len(kept)
+      if left_out > _LEFT_OUT * samples:
+        raise InputError(
+          f"{left_out} of {done} bootstrap samples have no maximum; fit with a prior, "
+          "e.g. alpha=1, or observe more"
+        )
+      parts.append(_refit(fit, at, kept, size))
+      bar.update(count)
+  found = np.concatenate(parts)
   tail = (1 - level) / 2
   low, high = (_values(fit, found, q) for q in (tail, 1 - tail))
   return Bootstrap(low, high, found, left_out)
 
 
-def _has_maximum(fit: Fit, counts: np.ndarray, tie_counts: np.ndarray) -> bool:
+def _has_maximum(fit: Fit, counts: np.ndarray) -> bool:
   c = fit.choices
+  won, tied = np.split(counts, [len(c.counts)])
   drawn = dataclasses.replace(
-    c, ranked=c.ranked[counts > 0], counts=counts[counts > 0],
-    tied=c.tied[tie_counts > 0], tie_counts=tie_counts[tie_counts > 0],
+    c, ranked=c.ranked[won > 0], counts=won[won > 0],
+    tied=c.tied[tied > 0], tie_counts=tied[tied > 0],
   )  # fmt: skip
   return existence.reason(drawn, fit.model, fit.features, fit.alpha) is None
 
 
-def _refit(fit: Fit, counts: np.ndarray, split: int) -> np.ndarray:
-  """float64[samples, P]: the parameters for each row of counts, some rows at a time."""
-  samples = len(counts)
-  places = fit.choices.ranked.size + fit.choices.tied.size
-  # A power of 2, so that another number of samples compiles nothing new.
-  size = max(1, min(256, 2 ** (samples - 1).bit_length(), _WORK // places))
-  found = []
-  with console.Bar("bootstrap", samples, "samples") as bar, jax.enable_x64(True):
+def _refit(fit: Fit, start: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+  """float64[rows, P]: the parameters for each row of counts, at most `size` of them."""
+  if not len(counts):
+    return np.zeros((0, len(start)))
+  rows = len(counts)
+  counts = np.pad(counts.astype(np.float64), [(0, size - rows), (0, 0)], "edge")
+  won, tied = np.split(counts, [len(fit.choices.counts)], axis=1)
+  with jax.enable_x64(True):
     of = estimation.problem(fit.choices, fit.model, fit.features, fit.alpha)
-    start = fit.parameters()
-    for at in range(0, samples, size):
-      rows = counts[at : at + size]
-      # The last part is filled up, so that all have one shape and compile once.
-      rows = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])
-      won, tied = np.split(rows, [split], axis=1)
-      won = np.pad(won, [(0, 0), (0, len(of.counts) - won.shape[1])])
-      tied = np.pad(tied, [(0, 0), (0, len(of.tie_counts) - tied.shape[1])])
-      parameters, _, left = _solve_all(of, won, tied, start)
-      if not np.max(left) <= estimation.ENOUGH:
-        raise InputError("a bootstrap sample was not fitted; fit with a prior")
-      done = min(size, samples - at)
-      found.append(np.asarray(parameters)[:done])
-      bar.update(done)
-  found = np.concatenate(found)
+    won = np.pad(won, [(0, 0), (0, len(of.counts) - won.shape[1])])
+    tied = np.pad(tied, [(0, 0), (0, len(of.tie_counts) - tied.shape[1])])
+    found, _, left = map(np.array, _solve_all(of, won, tied, start))
+  if not left.max() <= estimation.ENOUGH:
+    raise InputError(
+      "a bootstrap sample was not fitted; fit with a prior, e.g. alpha=1"
+    )
   if fit.features is None:
-    found[:, : fit.choices.items] -= found[:, : fit.choices.items].mean(1)[:, None]
-  return found
+    items = fit.choices.items
+    found[:, :items] -= found[:, :items].mean(1, keepdims=True)
+  return found[:rows]
 
 
 @jax.jit

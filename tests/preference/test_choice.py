@@ -337,6 +337,14 @@ def test_features_that_are_separated_or_not_identified_are_refused(
     preference.fit(choices, MODELS[model][0], features)
 
 
+def test_rankings_are_separated_by_features_that_order_them():
+  choices = preference.rankings([[0, 1, 2]])
+  for values, ordered in (([3, 2, 1], True), ([3, 1, 2], False), ([1, 2, 2], True)):
+    features = np.array(values, float)[:, None]
+    why = existence.reason(choices, preference.Model(), features, 0.0)
+    assert (why is not None) == ordered
+
+
 def test_one_choice_against_the_order_is_enough():
   won = [(0, 1), (0, 2), (1, 2)] * 5
   features = np.array([[3.0], [2.0], [1.0]])
@@ -376,6 +384,8 @@ def test_one_choice_against_the_order_is_enough():
     (lambda: fitted(features=np.ones((2, 1))), r"shape \(2, 1\), not \[3 items"),
     (lambda: fitted(features=[[1.0], [np.nan], [0]]), "feature 0 of item 1 is not"),
     (lambda: fitted(counts=[2, 1, 1], method="mm", steps=2), "within 2 steps of 'mm'"),
+    (lambda: fitted(steps=0), "steps is 0"),
+    (lambda: preference.bootstrap(fitted(), 10**8), "lower samples"),
     (lambda: fitted(counts=[2, 1, 1], steps=1), "within 1 steps of 'lbfgs'"),
     (lambda: preference.fit(preference.rankings([[0, 1, 2]]), preference.THURSTONE),
      "rankings of 3 items need"),
