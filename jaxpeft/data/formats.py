@@ -125,7 +125,8 @@ def preference(form: str) -> str:
   """What to say of a preference where one answer is needed."""
   return (
     f"the row holds a preference ({' + '.join(FORMATS[form])}), not one answer; the "
-    "objectives 'reward' and 'preference' learn from it: set objective.name"
+    "objectives 'reward' and 'preference' learn from it (objective.name), and the task "
+    "'preference' asks about it (eval.task; '' is none)"
   )
 
 
