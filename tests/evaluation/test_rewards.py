@@ -163,7 +163,8 @@ def test_scale_test_has_rows_of_rewards():
   texts = [["right", "a", "a", "b"], ["a", "right", "right", "b"], ["a", "a", "b", "c"]]
   asked, given = _asked(texts)
 
-  def ask(requests):  # an analysis refuses; the greedy answer is the first sample
+  def ask(requests):  # the greedy answer is the first sample
+    assert not any(r.prompt.startswith("verify") for r in requests), "without rounds"
     return given([r._replace(key=(r.key[0], r.key[1] % 4, 0)) for r in requests])
 
   sizes = scale.Scale(m=1, n=0, samples=4)

@@ -48,7 +48,7 @@ def run(problems: Problems, ask: Ask, scale: Scale, options: Options) -> dict:
   """
   heats, rule = options.temperatures, options.rule
   extra = max(0, scale.samples - scale.m)
-  limits = [1 + 2 * scale.n] * scale.m + [2] * extra
+  limits = [1 + 2 * scale.n] * scale.m + [1 + min(1, scale.n)] * extra
   found = chains.run(problems, ask, limits, temperatures=heats)
   once = [one.chains for one in greedy.run(problems, ask, options)]
   ends = table.ends(problems, [x[: scale.m] for x in found], scale.n, rule)
