@@ -86,9 +86,11 @@ def main(argv):
 
   # ---- compile
   console.note("\n".join(exp.data.summary))
-  color = sys.stderr.isatty()
-  shown = batches.preview(exp.data.batches[0], exp.model.tokenizer, color)
-  console.note(f"first example, supervised part marked:\n{shown}\ncompiling ...")
+  if config.log.example:
+    color = sys.stderr.isatty()
+    shown = batches.preview(exp.data.batches[0], exp.model.tokenizer, color)
+    console.note(f"first example, supervised part marked:\n{shown}")
+  console.note("compiling ...")
   with console.waiting("compiling"):
     batch = sharding.place_batch(exp.batch(0))
     step_fn, compile_s = exp.compile_timed(state, batch)

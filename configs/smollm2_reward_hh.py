@@ -6,7 +6,7 @@
 
 Model: as in smollm2_lora.py; docs/real_model.md says how to get it.
 Data: 2,000 pairs of dialogues, 312 held out [Bai et al. 2022, arXiv:2204.05862; MIT].
-**The texts contain offensive language**, and a run prints its first example.
+**The texts contain offensive language**; a run does not show its first example.
 A pair must fit into 512 tokens: that leaves out 19 %. Centring as TRL recommends it.
 Hardware: two CPU cores and 3 GB.
 Expected: not measured yet; the rate is TRL's advice for LoRA.
@@ -30,4 +30,5 @@ def get_config():
   c.optim.lr = 1e-3
   c.eval.task = "preference"
   c.eval.limit = c.eval.loss_limit = 0  # all
+  c.log.example = False  # its language is offensive
   return c

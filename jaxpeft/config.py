@@ -62,6 +62,7 @@ def base() -> config_dict.ConfigDict:
 
   c.log = config_dict.ConfigDict()  # who shows a run's numbers besides metrics.jsonl
   c.log.tracker = "tensorboard"  # wandb, trackio, none; several: "tensorboard,wandb"
+  c.log.example = True  # show the first training example, its supervised part marked
   c.log.project = "jaxpeft"  # where wandb and trackio put the run
 
   c.mesh = config_dict.ConfigDict()  # sizes of the device mesh; -1, once, is the rest

@@ -5,7 +5,7 @@
 The file is harmless-base/test.jsonl.gz of Anthropic/hh-rlhf on the hub [Bai et al.
 2022, arXiv:2204.05862; MIT]. **Its texts contain offensive language.** The order is
 always the same, and no conversation begins alike on both sides. `train.jsonl` and
-`test.jsonl` are written; train.py shows the first example of what it reads.
+`test.jsonl` are written.
 """
 
 import argparse

@@ -83,7 +83,7 @@ def fill(model) -> dict:
 def stacked(weights: dict, of) -> dict:
   """{a, b, score}: our orientation, with the layers of a LoRA's factor stacked."""
   out = {}
-  for key, part in dict(a="lora_A", b="lora_B", score="score").items():
+  for key, part in {"a": "lora_A", "b": "lora_B", "score": "score"}.items():
     some = [of(x) for name, x in weights.items() if part in name]
     found = [x.detach().numpy().T.copy() for x in some]
     out[key] = found[0] if key == "score" else np.stack(found)
