@@ -9,8 +9,8 @@ repository's root. Everything is greedy and in float32. Each contestant answers 
 compile, and is then timed `--rounds` times in turns with the others.
 
   copies   answers of 8 tokens to prompts of 48, with each prompt read once or 16 times
-  uneven   answers of at most 160 tokens in the chat template, which end by themselves;
-           pools of 16 rows that are filled up, and fixed batches of 16
+  uneven   answers as long as those that GSM8K gives: pools of 16 rows that are filled
+           up, and fixed batches of 16, which go on until their longest answer is there
   guesses  a text that is to be copied, with and without prompt lookup, one at a time
 """
 
@@ -21,7 +21,7 @@ import tempfile
 import time
 from typing import Any
 
-ROWS, NEW = 16, 160
+ROWS = 16
 
 
 def turns(contestants: dict, rounds: int):
@@ -96,18 +96,20 @@ def uneven(args):
   rows = list(itertools.islice(sources.read(c.data.eval), args.prompts))
   asked = [[dict(role="user", content=row["question"])] for row in rows]
   prompts = [words.chat(messages, generation_prompt=True)[0] for messages in asked]
-  stops = tuple(words.eos_ids)
+  new = [len(words.encode(row["answer"])) for row in rows]
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  fixed_batches = [order[at : at + ROWS] for at in range(0, len(order), ROWS)]
 
   def filled():
-    jobs = [engine.Job(p, NEW, [0, 0]) for p in prompts]
-    end = [engine.End(frozenset(stops))]
-    return sum(
-      len(x.tokens) for x in engine.draw(net, params, jobs, end, batch_size=ROWS)
-    )
+    jobs = [engine.Job(p, n, [0, 0]) for p, n in zip(prompts, new, strict=True)]
+    out = engine.draw(net, params, jobs, [engine.End(frozenset())], batch_size=ROWS)
+    return sum(len(x.tokens) for x in out)
 
   def fixed():
-    out = decode.generate(net, params, prompts, NEW, stops, batch_size=ROWS)
-    return sum(len(x) + (len(x) < NEW) for x in out)
+    for some in fixed_batches:
+      most = max(new[i] for i in some)
+      decode.generate(net, params, [prompts[i] for i in some], most, (), ROWS)
+    return sum(new)
 
   contestants = {"fixed batches of 16": fixed, "a pool of 16 rows": filled}
   with tempfile.TemporaryDirectory() as folder:
@@ -118,28 +120,26 @@ def uneven(args):
     peer: Any = transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32
     ).eval()
-  order = sorted(prompts, key=len)
 
   def theirs():
-    count = 0
-    for at in range(0, len(order), ROWS):
-      some = order[at : at + ROWS]
-      size = max(map(len, some))
+    for batch in fixed_batches:
+      some = [prompts[i] for i in batch]
+      size, most = max(map(len, some)), max(new[i] for i in batch)
       ids = torch.tensor([[0] * (size - len(p)) + p for p in some])
       mask = torch.tensor([[0] * (size - len(p)) + [1] * len(p) for p in some])
       with torch.inference_mode():
-        out = peer.generate(
-          input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False,
-          eos_token_id=list(stops), pad_token_id=stops[0],
+        peer.generate(
+          input_ids=ids, attention_mask=mask, min_new_tokens=most, max_new_tokens=most,
+          do_sample=False, pad_token_id=0,
         )  # fmt: skip
-      for row in out[:, size:].tolist():
-        ends = [i for i, t in enumerate(row) if t in stops]
-        count += ends[0] + 1 if ends else len(row)
-    return count
+    return sum(new)
 
   contestants["transformers, batches of 16"] = theirs
   lengths = np.array([len(p) for p in prompts])
-  print(f"{len(prompts)} prompts of {lengths.min()} to {lengths.max()} tokens")
+  print(
+    f"{len(prompts)} prompts of {lengths.min()} to {lengths.max()} tokens, answers of "
+    f"{min(new)} to {max(new)}, {np.mean(new):.0f} on average"
+  )
   turns(contestants, args.rounds)
 
 
