@@ -7,7 +7,7 @@ Plackett and Luce for rankings; normal noise makes it Thurstone's.
   choices      what was observed: pairs, matrices of wins, rankings, ties
   models       the models and their probabilities
   existence    whether the likelihood has a maximum, and why not
-  estimation   maximum likelihood by L-BFGS or by Hunter's MM algorithm
+  estimation   maximum likelihood by L-BFGS; mm: by Hunter's MM algorithm
   uncertainty  standard errors and bootstrap intervals
   simulation   choices drawn from a model
 

@@ -22,7 +22,7 @@ import optax
 
 from jaxpeft import console
 from jaxpeft.errors import InputError, unknown
-from jaxpeft.preference import existence, models
+from jaxpeft.preference import existence, mm, models
 from jaxpeft.preference.choices import Choices
 from jaxpeft.preference.models import Model
 
@@ -93,10 +93,12 @@ def fit(
   count = choices.items if features is None else features.shape[1]
   start = np.zeros(count + bool(model.ties))
   with console.waiting("fitting"), jax.enable_x64(True):
+    of = problem(choices, model, features, alpha)
     found, taken, left = (
-      mm(choices, steps) if method == "mm"
-      else solve(problem(choices, model, features, alpha), start, steps)
-    )  # fmt: skip
+      mm.solve(of.ranked, of.counts, choices.items, steps)
+      if method == "mm"
+      else solve(of, start, steps)
+    )
     found, taken, left = np.asarray(found), int(taken), float(left)
   if not left <= (ENOUGH if method == "lbfgs" else 1e-9):
     raise InputError(
@@ -257,41 +259,3 @@ def _scale(of: Problem, start):
   scale = of.features.std(0)
   scale = jnp.where(scale > 0, scale, 1.0)
   return jnp.ones(len(start)).at[: len(scale)].set(scale)
-
-
-def mm(choices: Choices, steps: int):
-  """(utilities, steps taken, last change) of Bradley-Terry or Plackett-Luce.
-
-  Hunter's step for p = exp(r) is p_i <- W_i / sum of c_n / S_nk. W_i counts the choices
-  of i, and the sum runs over all choices k of rankings n in which i could be chosen;
-  S_nk is the sum of p over what could be chosen there.
-  """
-  return _mm(jnp.asarray(filled(choices.ranked)), jnp.asarray(filled(choices.counts)),
-             jnp.zeros(choices.items), steps)  # fmt: skip
-
-
-@jax.jit
-def _mm(ranked, counts, utilities, steps):
-  there = ranked >= 0
-  chosen = there & (jnp.arange(ranked.shape[1]) < there.sum(1, keepdims=True) - 1)
-  items = len(utilities)
-
-  def add(values):
-    flat = jnp.where(there, values * counts[:, None], 0.0).reshape(-1)
-    return jnp.zeros(items).at[ranked.reshape(-1)].add(flat)  # -1 adds 0 to the last
-
-  wins = add(chosen.astype(counts.dtype))
-
-  def step(carry):
-    r, taken, _ = carry
-    p = jnp.where(there, jnp.exp(r)[ranked], 0.0)
-    sums = jnp.cumsum(p[:, ::-1], 1)[:, ::-1]
-    chances = jnp.cumsum(jnp.where(chosen, 1 / jnp.where(chosen, sums, 1.0), 0.0), 1)
-    new = jnp.log(wins / add(chances))
-    new -= new.mean()
-    return new, taken + 1, jnp.abs(new - r).max()
-
-  def goes_on(carry):
-    return (carry[1] < steps) & (carry[2] > 1e-12)
-
-  return jax.lax.while_loop(goes_on, step, (utilities, 0, jnp.inf))
