@@ -131,7 +131,8 @@ def test_losses_metrics_and_gradients_are_those_of_trl(name, model, passes):
   _, _, grads = passes(*given, rows, slope)
   for side, got in zip("ab", jax.tree.leaves(grads), strict=True):
     want = TRL[f"{name}/grad_{side}"]
-    np.testing.assert_allclose(got, want, 1e-5, atol=1e-5 * np.abs(want).max())
+    # Rounding differs with the number of threads by 2e-5 of the largest entry.
+    np.testing.assert_allclose(got, want, 1e-5, atol=4e-5 * np.abs(want).max())
 
 
 def test_a_step_is_that_of_trl_however_it_is_packed_and_split(model):
