@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import pathlib
 
@@ -17,7 +18,7 @@ from ml_collections import config_dict
 from safetensors.numpy import load_file
 
 import jaxpeft
-from jaxpeft import adapters, config, options, tree
+from jaxpeft import adapters, config, experiment, options, tree
 from jaxpeft import model as models
 from jaxpeft.data import pairs
 from jaxpeft.data.examples import Example
@@ -27,6 +28,7 @@ from jaxpeft.objectives.gradients import gradients
 from jaxpeft.objectives.pair_losses import Side
 from jaxpeft.objectives.preference import Preference
 from jaxpeft.parallel import sharding
+from jaxpeft.training import first_gradients
 from jaxpeft.training import step as training
 from jaxpeft.transformer.config import ModelConfig
 from jaxpeft.transformer.decoder import Transformer
@@ -224,7 +226,7 @@ def test_rankings_and_margins_are_those_of_the_formula(small):
     (x.tokens[:n], [text.tokens[n:] for text in texts], x.value)
     for x, n, texts in split
   ]
-  params = adapt(base, ADAPTERS["dora"])
+  params = adapt(base, ADAPTERS["lora"])
   trainable, frozen = tree.partition(params, tree.trainable_mask(params))
   trainable, rows = perturbed(trainable, scale=0.1), batch([some], 40)
 
@@ -247,7 +249,7 @@ def test_rankings_and_margins_are_those_of_the_formula(small):
 
 @pytest.mark.parametrize("base", ["", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_a_mesh_trains_as_one_device(base):
-  net, params = meshes.trained("LoRA", base)
+  net, params = meshes.trained("LoRA", base, match="layers_.*/attn/(q|v)")
   rng = np.random.default_rng(0)
   some = [x._replace(tokens=x.tokens % 64) for x in examples(LENGTHS * 4)]
   rng.shuffle(some)
@@ -282,6 +284,24 @@ def test_methods_that_start_from_a_gradient_get_that_of_dpo(small):
   np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 
 
+def test_a_run_starts_from_the_gradient_of_its_own_objective(tmp_path, monkeypatch):
+  row, path = dict(prompt="1+1=", chosen=" 2", rejected=" 3"), tmp_path / "rows.jsonl"
+  path.write_text(json.dumps(row) + "\n")
+  c = config.base()
+  c.objective.name, c.objective.beta = "preference", 0.2
+  c.adapt.main = dict(name="LoRAGA", match="layers_.*/attn/q", rank=4)
+  c.data.train, c.data.eval, c.data.max_tokens, c.eval.task = str(path), "", 32, ""
+  c.train.batch_size, seen = 1, []
+
+  def gradients(net, params, paths, batches, objective):
+    seen.append((paths, objective))
+    return {path: jnp.ones((4, 128, 128)) for path in paths}
+
+  monkeypatch.setattr(first_gradients, "gradients", gradients)
+  experiment.make(c)
+  assert seen == [(["layers_0/attn/q"], Preference(beta=0.2))]
+
+
 @pytest.mark.parametrize("kind", pair_losses.KINDS)
 def test_gradients_of_the_formulas_are_finite_differences(kind):
   made = Preference(kind, 0.7, **(dict(gamma=0.3) if kind == "simpo" else {}))
@@ -293,6 +313,14 @@ def test_gradients_of_the_formulas_are_finite_differences(kind):
     return pair_losses.KINDS[kind].of(made, Side(a, tokens), Side(b, tokens), margin)
 
   check_grads(value, scores, order=1, modes=["rev"], rtol=1e-2)
+
+
+def test_equal_scores_are_no_success():
+  rows = batch([examples()], 64)
+  losses = jnp.ones(rows["tokens"].shape)
+  found = Preference().of_losses(losses, losses, rows)
+  assert found.metrics["accuracy"] == 0
+  assert float(found.total) == pytest.approx(3 * math.log(2))
 
 
 def test_odds_are_exact_near_0_and_1_and_finite_at_1():
