@@ -117,7 +117,7 @@ def from_config(options: Mapping) -> dict[str, Adapter]:
     try:
       rules[pattern] = METHODS[name](**fields)
     except InputError as e:
-      raise InputError(f"{where}.{e}") from e
+      raise InputError(f"{where}: {e}") from e
   return rules
 
 

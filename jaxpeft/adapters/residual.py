@@ -39,6 +39,7 @@ class Residual(LoRA):
   rounds: int = 1
 
   def __post_init__(self):
+    super().__post_init__()
     if self.quantize not in ("", "nf4"):
       raise unknown(f"{type(self).__name__} quantize", self.quantize, ("", "nf4"))
     if self.rounds < 1 or (self.rounds > 1 and not self.quantize):

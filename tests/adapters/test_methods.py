@@ -634,7 +634,6 @@ def test_factors_are_those_of_float64_up_to_rounding():
     ({LINEARS: jaxpeft.LoRA(), ".*/q": jaxpeft.Full()}, "two adapter rules match"),
     ({".*/norm/.*": jaxpeft.LoRA()}, "takes matrices"),
     ({LINEARS: jaxpeft.LoRA(rank=129)}, "rank 129 is not between"),
-    ({LINEARS: jaxpeft.PiSSA(alpha=0.0)}, "alpha 0.0"),
     ({LINEARS: jaxpeft.SVFT(rank=129)}, "rank 129 is not between"),
     ({LINEARS: jaxpeft.SVFT(off_diagonals=128)}, "off_diagonals 128"),
   ],
@@ -642,6 +641,12 @@ def test_factors_are_those_of_float64_up_to_rounding():
 def test_rules_that_do_not_fit_are_refused(model, rules, message):
   with pytest.raises(jaxpeft.InputError, match=re.escape(message)):
     jaxpeft.adapt(model.params, rules, jax.random.key(0))
+
+
+@pytest.mark.parametrize("method", [jaxpeft.LoRA, jaxpeft.PiSSA, jaxpeft.DoRA])
+def test_a_scale_of_zero_is_refused(method):
+  with pytest.raises(jaxpeft.InputError, match=r"alpha 0\.0 is not above 0"):
+    method(alpha=0.0)
 
 
 def test_adapting_twice_is_refused(model):

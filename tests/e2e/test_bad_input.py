@@ -175,7 +175,7 @@ CASES = {  # what is typed after the script, and what the line must say
       "--config.model.source=/nowhere",
       "--config.adapt.main.dropout=1.5",
     ],
-    "config.adapt.main.dropout 1.5 is not in",
+    "config.adapt.main: dropout 1.5 is not in",
   ),
   "an adapter without a name": (
     ["train.py", C, "--config.adapt.more.rank=3"],
