@@ -161,9 +161,9 @@ def test_the_best_before_a_stop_is_still_the_best_after_it(tmp_path, monkeypatch
     asked.append(value)
     if value == 0.9:  # at step 4
       os.kill(os.getpid(), signal.SIGTERM)
-    return value
+    return dict(loss=value)
 
-  monkeypatch.setattr(evaluate, "loss", loss)
+  monkeypatch.setattr(evaluate, "means", loss)
   words = [
     f"--config={ROOT}/configs/lora.py", f"--workdir={tmp_path}/run",
     "--config.adapt.main.match=.*/attn/q", "--config.eval.task=",
