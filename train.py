@@ -26,7 +26,6 @@ def main(argv):
     raise InputError("which run? Give --config=configs/NAME.py")
   config = config.lock()
   cli.join(parsed, config)  # before JAX has devices
-  (name,) = config_file.names([path])
 
   # Imported after the flags are parsed, so that a typing error is answered at once.
   import jax
@@ -34,7 +33,6 @@ def main(argv):
   from jaxpeft import adapters, console, experiment
   from jaxpeft.checkpoints import adapter as adapter_files
   from jaxpeft.checkpoints import run_state
-  from jaxpeft.data import batches
   from jaxpeft.evaluation import answers_file, evaluate
   from jaxpeft.parallel import distributed, sharding
   from jaxpeft.training import log, loop, report, workdir
@@ -85,12 +83,8 @@ def main(argv):
     console.note(f"resuming {folder} at step {int(state.step)}")
 
   # ---- compile
-  console.note("\n".join(exp.data.summary))
-  if config.log.example:
-    color = sys.stderr.isatty()
-    shown = batches.preview(exp.data.batches[0], exp.model.tokenizer, color)
-    console.note(f"first example, supervised part marked:\n{shown}")
-  console.note("compiling ...")
+  example = report.example(config, exp.data.batches, exp.model.tokenizer)
+  console.note("\n".join([*exp.data.summary, *example, "compiling ..."]))
   with console.waiting("compiling"):
     batch = sharding.place_batch(exp.batch(0))
     step_fn, compile_s = exp.compile_timed(state, batch)
@@ -143,7 +137,7 @@ def main(argv):
     prompts = [r["prompt"] for r in after.records[:3] if "text" in r]
     final |= {name: logs.last(name) for name in after.logged("base_")}
     final |= after.logged() | dict(problems=len(problems), prompts=prompts)
-  title = f"{name}: {size.trainable:,} trainable parameters"
+  title = f"{config_file.names([path])[0]}: {size.trainable:,} trainable parameters"
   logs.plot(folder / "loss.png", title, final)
   logs.write(step, **final, wall_s=time.monotonic() - started)
   logs.close()

@@ -190,7 +190,7 @@ def load(directory, params):
   if done:
     path = next(iter(done))
     raise InputError(f"{path} is adapted already; load {directory} into the base model")
-  if tensors.has(hf_names.SCORE):  # of a reward model, whose head is beside the base
+  if tensors.has(hf_names.SCORE):  # a reward model: its head is not part of the base
     params = head.added(params)
   try:
     fill, full = _read(config, kind, tensors, params)

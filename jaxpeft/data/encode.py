@@ -41,18 +41,15 @@ class Encoded:
       f"{source}: {len(self.examples)} examples, {c.tokens} tokens, "
       f"{c.supervised} supervised"
     )
-    if c.truncated:
-      line += f"; {c.truncated} cut to max_tokens"
-    if c.dropped:
-      line += f"; {c.dropped} left out: no supervised token remained"
-    if c.unanswered:
-      line += f"; {c.unanswered} conversations have no turn of the assistant"
-    if c.silent:
-      line += f"; {c.silent} have a blank answer, and teach to say nothing"
-    if c.ties:
-      line += f"; {c.ties} ties left out: their answers are equal"
-    if c.long:
-      line += f"; {c.long} preferences longer than data.max_tokens left out"
+    for count, what in (
+      (c.truncated, "cut to max_tokens"),
+      (c.dropped, "left out: no supervised token remained"),
+      (c.unanswered, "conversations have no turn of the assistant"),
+      (c.silent, "have a blank answer, and teach to say nothing"),
+      (c.ties, "ties left out: their answers are equal"),
+      (c.long, "preferences longer than data.max_tokens left out"),
+    ):
+      line += f"; {count} {what}" if count else ""
     return line
 
 

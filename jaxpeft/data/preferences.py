@@ -1,6 +1,6 @@
 """Forms of a row that says which of its answers is better.
 
-A row has one of these forms; `margin`, a number, may stand beside the first three.
+A row has one of these forms; the first three may also have `margin`, a number.
 * prompt, chosen, rejected: texts. A model reads the prompt and an answer without a gap.
 * chosen, rejected: texts that begin alike. Their common beginning is the prompt: up to
   the last "\\n\\nAssistant:" in it, as in the HH data, or else as many whole words.

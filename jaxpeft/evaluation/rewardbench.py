@@ -67,7 +67,7 @@ def pair(chosen: float, rejected: float) -> float:
 
 
 def best_of(rewards: Sequence[float]) -> float:
-  """The credit for rewards of several answers, of which the first is right.
+  """The credit for rewards of several answers; the first answer is the right one.
 
   It is 1 if the right one alone has the largest reward, 1 / k if k answers have it and
   the right one is among them, else 0.

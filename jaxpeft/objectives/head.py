@@ -1,7 +1,7 @@
 """The head of a reward model: one number for a hidden state, trained in full.
 
-It stands beside the model's parameters as "score", [D, 1], which the transformer does
-not know. Adapters are for the other weights.
+It is the entry "score", [D, 1], of the parameter tree. The transformer does not use it,
+and adapters are for the other weights.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What was observed: rankings, of which a pair is the shortest, and ties, counted.
+"""What was observed, with counts: rankings of two or more items, and ties.
 
 Items are numbers from 0, or names; names are numbered in alphabetical order, or in the
 order of `items` where that lists them. Equal observations are stored once, with their

@@ -1,7 +1,18 @@
 """Text that a run prints: a banner before training, and the result after it."""
 
+import sys
+
 from jaxpeft.console import human
+from jaxpeft.data import batches
 from jaxpeft.training import compiled_bytes
+
+
+def example(config, batches_, tokenizer) -> list[str]:
+  """The first training example as lines for the log; none without `log.example`."""
+  if not config.log.example:
+    return []
+  shown = batches.preview(batches_[0], tokenizer, sys.stderr.isatty())
+  return ["first example, supervised part marked:", shown]
 
 
 def banner(config, size, compiled, compile_s: float, epoch_steps: float) -> str:

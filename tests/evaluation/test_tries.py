@@ -273,8 +273,10 @@ def test_shots_are_solved_problems_without_wrong_tries():
     (dict(prices=[], total=4), "no two different numbers"),
   ],
 )
-def test_rows_that_are_no_problem_are_bad_input(row, message):
-  for ask in (TASK.gold, TASK.prompt):
+@pytest.mark.parametrize("name", ["budget", "prices"])
+def test_rows_that_are_no_problem_are_bad_input(name, row, message):
+  task = tasks.make(name)
+  for ask in (task.gold, task.prompt):
     with pytest.raises(jaxpeft.InputError, match=message) as e:
       ask(row)
     assert "\n" not in str(e.value)

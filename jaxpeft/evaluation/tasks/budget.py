@@ -7,8 +7,7 @@ in any order.
 from collections.abc import Sequence
 
 from jaxpeft.data import budget
-from jaxpeft.errors import InputError
-from jaxpeft.evaluation.tasks import tries
+from jaxpeft.evaluation.tasks import price_rows, tries
 
 RULES = tries.RULES
 
@@ -20,14 +19,4 @@ def make(options, rows: Sequence[dict] = ()) -> tries.Tries:
 
 def check(row: dict):
   """Raises InputError unless a row is such a problem, with a solution."""
-  prices, total = row.get("prices"), row.get("total")
-  numbers = [*prices, total] if isinstance(prices, list) else [None]
-  if not all(type(x) is int and 0 <= x < 1000 for x in numbers):
-    raise InputError(
-      "task budget needs rows with `prices`, a list of whole numbers below 1000, and "
-      f"`total`, one such number; this row has {sorted(map(str, row))[:8]}"
-    )
-  if not budget.gold(row):
-    raise InputError(
-      f"task budget: no two different numbers of `prices` make `total` {total}"
-    )
+  price_rows.check(row, "budget", budget.gold)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from jaxpeft.data import prices
 from jaxpeft.errors import InputError
+from jaxpeft.evaluation.tasks import price_rows
 
 INVALID = "[invalid]"
 RULES = ("strict",)
@@ -29,7 +30,7 @@ def prompt(row: dict, shots: Sequence[dict] = ()) -> str:
     InputError: a row is no such problem.
   """
   before = [f"{prices.prompt(shot)} {gold(shot)}\n" for shot in shots]
-  _check(row)
+  price_rows.check(row, "prices", prices.gold)
   return "".join([*before, prices.prompt(row)])
 
 
@@ -44,7 +45,7 @@ def gold(row: dict) -> str:
   Raises:
     InputError: the row is no such problem.
   """
-  _check(row)
+  price_rows.check(row, "prices", prices.gold)
   a, b = prices.gold(row).split("+")
   return prices.written(int(a), int(b)).strip()
 
@@ -111,18 +112,3 @@ def _silent(operation: str) -> InputError:
     "eval.strategy self_consistency, weighted_vote, or best_of_n with eval.by reward, "
     "logprob or mean_logprob"
   )
-
-
-def _check(row: dict):
-  """Raises InputError unless a row is such a problem, with a solution."""
-  given, total = row.get("prices"), row.get("total")
-  numbers = [*given, total] if isinstance(given, list) else [None]
-  if not all(type(x) is int and 0 <= x < 1000 for x in numbers):
-    raise InputError(
-      "task prices needs rows with `prices`, a list of whole numbers below 1000, and "
-      f"`total`, one such number; this row has {sorted(map(str, row))[:8]}"
-    )
-  if not prices.gold(row):
-    raise InputError(
-      f"task prices: no two different numbers of `prices` make `total` {total}"
-    )
