@@ -1,5 +1,6 @@
 """Shared by all tests: a private cache, 8 CPU devices, data where it is at hand."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -32,6 +33,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
   os.environ["JAXPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_mesh():
+  """Ends a mesh that a command has put in force, before the tests of the next file."""
+  from jaxpeft import experiment
+
+  with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as meshes:
+
+    def enter(mesh):
+      if mesh is not None:
+        meshes.enter_context(jax.set_mesh(mesh))
+
+    patch.setattr(experiment, "enter_mesh", enter)
+    yield
 
 
 @pytest.fixture(autouse=True, scope="module")

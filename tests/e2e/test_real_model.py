@@ -65,7 +65,7 @@ def transformers_loss(model, examples) -> float:
   import torch
 
   nats, count = 0.0, 0
-  for tokens, supervised in examples:
+  for tokens, supervised, _ in examples:
     labels = torch.tensor(np.where(supervised, tokens, -100)[None]).long()
     learned = int(supervised.sum())
     with torch.no_grad():
