@@ -18,7 +18,7 @@ FLOORS = [
   {"optional", "tree", "caches"},
   {"parallel"},
   {"console", "data"},
-  {"preference", "quantization"},
+  {"preference", "quantization", "scaling"},
   {"transformer"},
   {"adapters", "generation"},
   {"objectives"},
