@@ -7,7 +7,7 @@ Run again, it goes on where it stopped. For every seed, on the embedded task `pr
   policy    train.py --config=configs/preference_toy.py
   samples   of training problems that it has not seen, and of held-out ones; the task's
             checker labels them, which gives pairs.jsonl and held.jsonl
-  reward    train.py --config=configs/reward_bt.py on these pairs
+  reward    train.py --config=configs/reward_bt.py on these pairs, from the policy
   dpo       train.py --config=configs/dpo.py on these pairs, from the policy
   measures  accuracy on held-out pairs, best of N, sampled and greedy accuracy before
             and after DPO, its divergence from the policy, and what a lower temperature
@@ -195,7 +195,7 @@ def main():
   p.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("runs/preference_toy")
   )
-  p.add_argument("--start", default="base", choices=("base", "policy"),
+  p.add_argument("--start", default="policy", choices=("base", "policy"),
                  help="of the reward model")  # fmt: skip
   p.add_argument("--drawn", type=int, default=1500, help="problems for pairs")
   p.add_argument("--problems", type=int, default=200, help="held-out problems")

@@ -2,7 +2,7 @@
 
   python train.py --config=configs/reward_bt.py
   python eval.py --ckpt=runs/reward_bt
-  python benchmarks/preference_toy.py --seeds=3       on a policy's own samples
+  python benchmarks/preference_toy.py --seeds=3       of a policy, on its own samples
 
 Pairs of a right and a wrong answer to the task `prices` (jaxpeft/data/prices.py), whose
 sum is written out: to tell them apart takes one comparison, of the sum with the total.
