@@ -35,9 +35,8 @@ def _cache(tmp_path_factory):
   os.environ["JAXPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _own_mesh():
-  """Ends a mesh that a command has put in force, before the tests of the next file."""
+def _meshes():
+  """Ends a mesh that a command has put in force, before the next test."""
   from jaxpeft import experiment
 
   with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as meshes:
@@ -48,6 +47,10 @@ def _own_mesh():
 
     patch.setattr(experiment, "enter_mesh", enter)
     yield
+
+
+_of_a_file = pytest.fixture(autouse=True, scope="module")(_meshes)  # of its fixtures
+_of_a_test = pytest.fixture(autouse=True)(_meshes)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -75,20 +75,26 @@ def test_a_terminal_has_a_bar_and_no_lines(monkeypatch):
   assert "about" not in text
 
 
-def test_waiting_says_how_long_until_it_ends(monkeypatch, capsys):
+def test_waiting_says_how_long_until_it_ends(clock, monkeypatch):
+  said, twice, speakers = [], threading.Event(), []
+
+  def note(text):
+    said.append(text)
+    speakers.append(threading.current_thread())
+    clock[0] += 5
+    if len(said) == 2:
+      twice.set()
+
   monkeypatch.setattr(console, "_pause", lambda spent: 0.02)
+  monkeypatch.setattr(console, "note", note)
 
   @console.waiting("compiling")
   def fails():
-    time.sleep(0.3)
+    assert twice.wait(300)
     raise ValueError("inside")
 
   with pytest.raises(ValueError, match="inside"):
     fails()
-  lines = capsys.readouterr().err.splitlines()
-  assert lines
-  assert set(lines) == {"still compiling, 0 s"}
-  count = threading.active_count()
-  time.sleep(0.1)
-  assert capsys.readouterr().err == ""
-  assert threading.active_count() == count
+  assert said[:2] == ["still compiling, 0 s", "still compiling, 5 s"]
+  assert len(set(speakers)) == 1
+  assert not speakers[0].is_alive()  # so that it says no more

@@ -56,7 +56,7 @@ def url(folder):
   with log.open("w") as out:
     server = subprocess.Popen(words, stdout=out, stderr=out)
   try:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while True:
       assert server.poll() is None, log.read_text()
       assert time.monotonic() < end, log.read_text()
@@ -68,7 +68,7 @@ def url(folder):
     yield f"http://127.0.0.1:{port}/v1"
   finally:
     server.terminate()
-    server.wait(30)
+    server.wait(300)
 
 
 def test_a_served_model_answers(folder, url):

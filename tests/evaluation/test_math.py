@@ -17,6 +17,12 @@ def task():
   return tasks.make("math")
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+  """A busy machine may take long for an easy comparison."""
+  monkeypatch.setattr(equivalence, "SECONDS", 300.0)
+
+
 def row(answer):
   return dict(problem="?", solution=f"It is $\\boxed{{{answer}}}$.")
 
@@ -52,12 +58,12 @@ def test_equal_answers_vote_together():
   assert task().answer("no box: 3", "flexible") == "3"
 
 
-def test_what_takes_long_is_wrong_and_the_next_is_not(monkeypatch):
+def test_what_takes_long_is_wrong_and_the_next_is_not():
   assert task().score("\\boxed{2}", row("2"))["strict"]
-  monkeypatch.setattr(equivalence, "SECONDS", 1.0)
-  for text in ("9^{9^{9^9}}", "99999999999!"):
-    assert not any(task().score(f"\\boxed{{{text}}}", row("2")).values())
-  monkeypatch.undo()
+  with pytest.MonkeyPatch.context() as short:
+    short.setattr(equivalence, "SECONDS", 1.0)
+    for text in ("9^{9^{9^9}}", "99999999999!"):
+      assert not any(task().score(f"\\boxed{{{text}}}", row("2")).values())
   assert task().score("\\boxed{3}", row("3"))["strict"]
 
 

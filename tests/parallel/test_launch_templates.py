@@ -23,7 +23,7 @@ def run(tmp_path, script, *args, fakes, **env):
     env=os.environ | dict(PATH=f"{bin_}:{os.environ['PATH']}") | env,
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=300,
   )
 
 

@@ -200,7 +200,7 @@ with cli.one_clear_line():
     assert process.poll() is None, process.communicate()
     time.sleep(0.05)
   process.send_signal(number)
-  _, said = process.communicate(timeout=120)
+  _, said = process.communicate(timeout=300)
   assert (tmp_path / "saved").exists()
   assert process.returncode == (130 if number == signal.SIGINT else 2), said
   assert "run the same command to go on" in said.lower()

@@ -1,13 +1,9 @@
-"""The training loop with a step that sleeps on the device, as a slow model's would."""
+"""The training loop, with a device that computes a step when somebody waits for it."""
 
 import os
 import signal
-import threading
-import time
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,38 +20,69 @@ class Store:
     pass
 
 
-def run(folder, steps, held=None, ready=None, **options):
+class Device:
+  """Computes steps in order, and one only when a result of it is waited for."""
+
+  def __init__(self):
+    self.begun = self.computed = 0
+
+  def step(self, state, frozen, batch):
+    self.begun += 1
+    number = Number(self, self.begun)
+    return state._replace(step=number), dict(
+      loss=number, tokens=number, bad_step=Number(self, self.begun, -1)
+    )
+
+
+class Number:
+  """A result of a step: its number if no other value is given."""
+
+  def __init__(self, device, step, value=None):
+    self.device, self.step = device, step
+    self.value = step if value is None else value
+
+  def block_until_ready(self):
+    self.device.computed = max(self.device.computed, self.step)
+    return self
+
+  def __float__(self):
+    return float(self.block_until_ready().value)
+
+  def __int__(self):
+    return int(self.block_until_ready().value)
+
+  def __array__(self, dtype=None, copy=None):
+    return np.asarray(self.block_until_ready().value, dtype)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+  """The loop answers signals itself; whoever did before does so again."""
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+def run(folder, steps, held=None, device=None, **options):
   """(state or None, steps that were saved, log lines) of a loop.
 
   Args:
     folder: of the log.
-    steps: how many; each keeps the device busy for some 10 ms.
+    steps: how many.
     held: state -> held-out loss.
-    ready: a list to which results of steps are added, to ask which are computed.
+    device: computes the steps.
     options: of `config.train`.
   """
-  saved, ready = [], [] if ready is None else ready
-
-  @jax.jit
-  def busy(state, w):
-    w = jax.lax.fori_loop(0, 10, lambda _, w: jnp.tanh(w @ w), w)
-    one = jnp.minimum(1.0, jnp.abs(w).max() + 1.0)
-    metrics = dict(loss=one, tokens=one, bad_step=jnp.int32(-1))
-    return state._replace(step=state.step + one.astype(jnp.int32)), metrics
-
-  def step_fn(state, frozen, batch):
-    state, metrics = busy(state, frozen)
-    ready.append(metrics["loss"])
-    return state, metrics
-
+  saved, device = [], device or Device()
   c = config.base()
   c.train.update(dict(steps=steps, log_every=1000, eval_every=0, save_every=0))
   c.train.update(options)
-  state = step.TrainState({}, {}, jnp.int32(0), jnp.int32(-1))
+  state = step.TrainState({}, {}, np.int32(0), np.int32(-1))
   batch = dict(segment=np.ones((1, 1, 4), np.int32))
   logs = log.Log(folder, -1)
   train = loop.Loop(
-    c, step_fn, jnp.eye(400), lambda _: batch, lambda _: 0.1, logs, Store(),
+    c, device.step, None, lambda _: batch, lambda _: 0.1, logs, Store(),
     lambda state, best: saved.append(int(state.step)), held, lambda *_: None,
   )  # fmt: skip
   try:
@@ -69,34 +96,32 @@ def run(folder, steps, held=None, ready=None, **options):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_answered_within_two_steps(tmp_path, number):
   """log_every is 1000: nothing but the bound on dispatch makes the loop wait."""
-  ready, computed = [], []
+  computed = []
 
-  def interrupt():
-    while sum(x.is_ready() for x in ready[:]) < 5:
-      time.sleep(0.001)
-    computed.append(sum(x.is_ready() for x in ready[:]))
-    os.kill(os.getpid(), number)
+  class Signalled(Device):
+    def step(self, *args):
+      if self.begun == 7:
+        computed.append(self.computed)
+        os.kill(os.getpid(), number)
+      return super().step(*args)
 
-  thread = threading.Thread(target=interrupt, daemon=True)
-  thread.start()
-  state, saved, _ = run(tmp_path, 40, ready=ready)
-  thread.join()
+  state, saved, _ = run(tmp_path, 40, device=Signalled())
   assert state is None
   assert computed[0] <= saved[0] <= computed[0] + 2
 
 
 def test_the_host_prepares_a_batch_while_a_step_is_in_flight(tmp_path, monkeypatch):
-  ready, prepared = [], []
+  device, prepared = Device(), []
   real = loop.sharding.place_batch
 
   def place(batch):
-    prepared.append(sum(x.is_ready() for x in ready))
+    prepared.append(device.computed)
     return real(batch)
 
   monkeypatch.setattr(loop.sharding, "place_batch", place)
-  state, *_ = run(tmp_path, 6, ready=ready)
+  state, *_ = run(tmp_path, 6, device=device)
   assert int(state.step) == 6
-  assert all(n <= i for i, n in enumerate(prepared[1:])), prepared
+  assert prepared == [0, 0, 1, 2, 3, 4]  # of 0, 1, 2, ... steps that were begun
 
 
 def test_the_held_out_loss_before_the_first_step(tmp_path):
