@@ -12,7 +12,7 @@ Source: Hoffmann et al. 2022, arXiv 2203.15556, equations 2 to 4.
 
 import dataclasses
 
-FLOPS = 6  # of training, for each parameter and token
+from jaxpeft.scaling.laws.power import FLOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Parametric:
     return self.E + self.A / n**self.alpha + self.B / d**self.beta
 
   @property
-  def a(self) -> float:
+  def a(self):
     """The exponent of the best N: it grows as C^a."""
     return self.beta / (self.alpha + self.beta)
 
   @property
-  def b(self) -> float:
+  def b(self):
     """The exponent of the best D: it grows as C^b; a + b = 1."""
     return self.alpha / (self.alpha + self.beta)
 
   @property
-  def scale(self) -> float:
+  def scale(self):
     """G: the best N is G (C / 6)^a."""
     ratio = self.alpha * self.A / (self.beta * self.B)
     return ratio ** (1 / (self.alpha + self.beta))
