@@ -27,7 +27,8 @@ def draw(fitted: Fitted, plans, path, name: str = "", level: float = 0.95):
       low, high = lines[i].min() / 3, lines[i].max() * 3
       if bands is not None:
         ends = np.asarray([np.quantile(x[i], [tail, 1 - tail]) for x in bands])
-        axis.fill_between(c, *ends.T, color=plotting.SKY, alpha=0.35, lw=0)
+        axis.fill_between(c, *ends.T, color=plotting.SKY, alpha=0.35, lw=0,
+                          label=f"its {level:.0%} interval")  # fmt: skip
         low, high = min(low, ends.min()), max(high, ends.max())
       axis.plot(c, lines[i], color=plotting.BLUE, label="best for the budget")
       points = [(p.n, p.d)[i].value for p in plans]
