@@ -214,13 +214,14 @@ def test_pearce_and_song_see_kaplans_exponent_without_embeddings(name, body, tot
   assert [round(x, 3) for x in found] == [body, total]
 
 
-def test_without_embeddings_the_exponent_falls_between_its_limits():
+def test_without_embeddings_the_exponent_has_its_limits_and_a_peak():
   for name, small, large in (
     ("pearce-epoch", 0.759, 0.513), ("pearce-chinchilla", 0.716, 0.456),
   ):  # fmt: skip
     law = laws.PUBLISHED[name].law
     assert law.exponent(1e-3) == pytest.approx(small, abs=6e-4)
     assert law.exponent(1e20) == pytest.approx(large, abs=6e-4)
+    assert 0.95 < law.exponent((law.gamma / 3) ** 1.5) < 1
     n = np.geomspace(1e2, 1e12, 9)
     step = 1e-4
     slope = (
