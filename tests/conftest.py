@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
@@ -13,6 +14,11 @@ os.environ["JAXPEFT_COMPILED_CACHE_GB"] = "0"  # tests count what is compiled
 jax.config.update("jax_num_cpu_devices", 8)
 # LLVM dominates the time of tests; skipping its optimizations leaves the HLO unchanged.
 jax.config.update("jax_disable_most_optimizations", True)
+# On a busy machine an example may take long to draw, or to check.
+hypothesis.settings.register_profile(
+  "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 ROOT = pathlib.Path(__file__).parents[1]
 _MAPS = 20_000

@@ -79,7 +79,11 @@ def run(notebook):
   notebook = copy.deepcopy(notebook)
   where = {"metadata": {"path": str(ROOT)}}
   nbclient.NotebookClient(
-    notebook, timeout=SECONDS, kernel_name="python3", resources=where
+    notebook,
+    timeout=SECONDS,
+    startup_timeout=SECONDS,
+    kernel_name="python3",
+    resources=where,
   ).execute()
   return notebook
 
