@@ -1,9 +1,20 @@
 """Scaling laws: what a budget buys, and the FLOPs of a model."""
 
+from jaxpeft.commands.scaling_fit import (
+  fit,
+  fit_flags,
+  sensitivity,
+  sensitivity_flags,
+)
+
+__all__ = ["add", "fit", "fit_flags", "run", "sensitivity", "sensitivity_flags"]
+
 # action -> help; each has a function NAME_flags(parser) and a function NAME(args) here
 ACTIONS = {
   "plan": "sizes, loss and hours of devices for a budget of FLOPs under a law",
   "flops": "FLOPs of training per token, by the counting rules of the literature",
+  "fit": "exponents and a law from a table of losses, by Chinchilla's approaches",
+  "sensitivity": "the same table under every choice: the spread of exponents",
 }
 
 
