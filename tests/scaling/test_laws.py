@@ -26,6 +26,27 @@ def best(loss, low=1e3, high=1e16):
   return np.exp(found.x), found.fun
 
 
+def test_constants_are_those_that_the_papers_print():
+  def of(name):
+    return tuple(files.numbers(laws.PUBLISHED[name].law).values())
+
+  assert of("epoch") == (482.01, 2085.43, 1.8172, 0.3478, 0.3658)
+  assert of("chinchilla-3-rounded") == (406.4, 410.7, 1.69, 0.34, 0.28)
+  logs = (6.0073404, 6.0179186, 0.5267228)
+  assert of("chinchilla-3") == pytest.approx((*np.exp(logs), 0.33917084, 0.2849083))
+  assert of("chinchilla-3")[3:] == (0.33917084, 0.2849083)
+  assert of("pearce-chinchilla") == (406.4, 410.7, 1.6934, 0.3392, 0.2849, 47_491)
+  assert of("pearce-epoch") == (*of("epoch"), 47_491)
+  assert of("kaplan-steps") == (6.5e13, 2.1e3, 0.077, 0.76, 2.1e8, 0.21)
+  assert dataclasses.astuple(published.KAPLAN_ND) == (6.4e13, 1.8e13, 0.076, 0.103)
+  table_2 = [
+    ((0.50, 0.488, 0.502), (0.50, 0.501, 0.512)),
+    ((0.49, 0.462, 0.534), (0.51, 0.483, 0.529)),
+    ((0.46, 0.454, 0.455), (0.54, 0.542, 0.543)),
+  ]
+  assert list(published.EXPONENTS.values()) == table_2
+
+
 # ---- one variable
 
 
@@ -198,6 +219,10 @@ def test_published_numbers_fit_chinchillas_points_as_well_as_they_should(
     for k in ("Model Size", "Training FLOP", "loss")
   )
   low = np.argsort(loss)[:240]
+  span = laws.PUBLISHED["epoch"].span
+  for key, values in (("n", n), ("d", c / 6 / n), ("c", c)):
+    ends = values[low].min(), values[low].max()
+    assert span[key] == pytest.approx(ends, rel=0.02)
   gap = np.log(law.loss(n, c / 6 / n)) - np.log(loss)
   assert special.huber(1e-3, gap[low]).sum() == pytest.approx(f, rel=1e-6)
 
