@@ -143,12 +143,19 @@ def plan(
     size, tokens = law.optimum(flops) if n is None else (n, flops / FLOPS / n)
     return size, tokens, law.frontier(flops) if n is None else law.loss(size, tokens)
 
-  penalty = None
   if n is not None:
     _check_size(law, n)
-    penalty = float(at(law)[2] - law.frontier(flops))
-  best, drawn = at(law), fitted.draws()
-  spread = None if drawn is None else at(drawn)
+  drawn = fitted.draws()
+  try:
+    with np.errstate(all="ignore"):  # checked below
+      best, lowest = at(law), law.frontier(flops)
+      spread = None if drawn is None else at(drawn)
+    good = all(x is None or 0 < x < math.inf for x in best)
+  except (OverflowError, ZeroDivisionError):  # of Python's numbers
+    good = False
+  if not good:
+    raise InputError(f"this law says nothing of {flops:g} FLOPs: its numbers overflow")
+  penalty = None if n is None else float(best[2] - lowest)
   size, data, loss = (
     _interval(x, None if spread is None else spread[i], level)
     for i, x in enumerate(best)
@@ -179,6 +186,8 @@ def _interval(value, samples, level: float) -> Value:
     return Value(float(value))
   tail = (1 - level) / 2
   low, high = np.quantile(samples, [tail, 1 - tail])
+  if not (math.isfinite(low) and math.isfinite(high)):
+    return Value(float(value))
   return Value(float(value), float(low), float(high))
 
 

@@ -136,6 +136,9 @@ def test_every_published_law_plans(name):
     (dict(card="h1000"), "Did you mean 'h100'"),
     (dict(fitted=laws.Fitted(laws.Power(1e13, 0.1))), "says nothing of a budget"),
     (dict(fitted=laws.PUBLISHED["kaplan"], n=1e9), "no loss for a size"),
+    (dict(fitted=laws.Fitted(laws.Parametric(1, 1, 1, 1e-9, 1e-200))), "overflow"),
+    (dict(fitted=laws.Fitted(laws.Parametric(9, 1, 1, 1e250, 1e250))), "overflow"),
+    (dict(fitted=fitted(covariance=np.full((5, 5), 1e308))), "give no law"),
   ],
 )
 def test_bad_numbers_are_one_clear_line(change, says):

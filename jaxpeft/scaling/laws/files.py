@@ -69,6 +69,9 @@ class Fitted:
     The samples of a bootstrap if there are any, and otherwise `count` draws from the
     normal distribution with the covariance. Left out are those in which a number
     that must be positive is not.
+
+    Raises:
+      InputError: fewer than two are left.
     """
     names = list(numbers(self.law))
     if self.samples is not None:
@@ -86,9 +89,11 @@ class Fitted:
       drawn = dict(zip(names, found.T, strict=True))
     else:
       return None
-    signed = _SIGNED[type(self.law)]
-    good = np.logical_and.reduce([drawn[x] > 0 for x in names if x not in signed])
-    return rebuilt(type(self.law), {name: drawn[name][good] for name in names})
+    kind = type(self.law)
+    good = np.logical_and.reduce([_valid(kind, name, drawn[name]) for name in names])
+    if np.count_nonzero(good) < 2:
+      raise InputError("samples or covariance of the law give no law; fit it again")
+    return rebuilt(kind, {name: drawn[name][good] for name in names})
 
 
 def numbers(law) -> dict[str, float]:
@@ -181,7 +186,7 @@ def from_json(found, place: str = "law") -> Fitted:
     raise InputError(f"{place} needs both c_n and a_n, or neither")
   values = {name: _number(value, f"{place}: {name}") for name, value in given.items()}
   for name, value in values.items():
-    if name not in _SIGNED[kind] and value <= 0 and not (name == "E" and value == 0):
+    if not _valid(kind, name, value):
       raise InputError(f"{place}: {name} is {value:g}, but must be positive")
     if kind is power.Allocation and name == "a" and value >= 1:
       raise InputError(f"{place}: a is {value:g}, but must be below 1")
@@ -209,6 +214,13 @@ def _names(kind: type) -> tuple[set[str], set[str]]:
       must |= {field.name} if field.default is dataclasses.MISSING else set()
       may.add(field.name)
   return must, may
+
+
+def _valid(kind: type, name: str, value):
+  """Whether a law may have this number; for arrays, where."""
+  if name in _SIGNED[kind]:
+    return np.isfinite(value)
+  return np.isfinite(value) & ((value >= 0) if name == "E" else (value > 0))
 
 
 def _log(name: str) -> bool:
