@@ -376,6 +376,12 @@ def test_epochs_covariance_gives_the_published_standard_errors():
 
 
 ORDER = ("A", "B", "E", "alpha", "beta")
+
+
+def test_the_law_inside_a_report_is_found():
+  assert laws.from_json({"approach": 3, "law": GOOD}).law.A == 400.0
+
+
 GOOD = dict(law="parametric", A=400.0, B=2000.0, E=1.8, alpha=0.34, beta=0.37)
 
 

@@ -165,6 +165,8 @@ def from_json(found, place: str = "law") -> Fitted:
   Raises:
     InputError: a key is missing, unknown, or its value is of the wrong kind.
   """
+  if isinstance(found, dict) and isinstance(found.get("law"), dict):
+    found = found["law"]  # what `scaling fit --result` writes
   if not isinstance(found, dict) or not isinstance(found.get("law"), str):
     raise InputError(
       f'{place} has no "law", e.g. {{"law": "parametric", "A": 482, ...}}'
