@@ -123,6 +123,24 @@ def base() -> config_dict.ConfigDict:
   c.eval.by = "verify"  # best_of_n: or "choice", "logprob", "mean_logprob", "reward"
   c.eval.reward = ""  # run of a reward model, for by=reward and weighted_vote
   c.eval.temperatures = (0.7, 0.7, 0.7)  # of a strategy's sample, verify and correct
+
+  c.scaling = config_dict.ConfigDict()  # a study of `python -m jaxpeft scaling run`
+  c.scaling.sizes = ()  # WIDTHxDEPTH of its models, e.g. ("16x2", "32x2"); () is none
+  c.scaling.budgets = ()  # FLOPs of a run, 6 N D: each size is trained with each
+  c.scaling.tokens_per_parameter = (1.0, 1000.0)  # runs with fewer or more are left out
+  c.scaling.seeds = 1  # runs of each size and budget, trained side by side
+  c.scaling.rates = (3e-3, 1e-2, 3e-2)  # grid of learning rates; a single one is taken
+  c.scaling.tuned = 3  # how many sizes, the first ones, are tuned; a line gives the rest
+  c.scaling.tune_tokens = 20.0  # tokens per parameter of a run that tunes
+  c.scaling.held_out = 512  # rows of data.max_tokens that measure the loss
+  c.scaling.ranks = ()  # of LoRA: a study of fine-tuning, of each with each of `rows`
+  c.scaling.rows = ()  # numbers of training rows
+  c.scaling.text = config_dict.ConfigDict()  # the synthetic text, new for every step
+  c.scaling.text.vocabulary = 64  # tokens
+  c.scaling.text.orders = (0.05, 0.15, 0.3, 0.5)  # how likely 0, 1, ... tokens count
+  c.scaling.text.candidates = 2  # next tokens that a table lists for a context
+  c.scaling.text.zipf = 1.0  # exponent of the law of candidates
+  c.scaling.text.seed = 0  # of the tables
   c.lock()  # a mistyped key is an error, also in a config file
   c.adapt.unlock()
   c.data.columns.unlock()

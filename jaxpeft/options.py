@@ -47,6 +47,11 @@ def check(config):
     InputError: counts below their least value, no adapter or an unknown one, options
       that it does not have, an unknown objective, task or answer rule.
   """
+  if config.scaling.sizes:
+    raise InputError(
+      "the config is of a study (scaling.sizes is set), not of a run: use `python -m "
+      "jaxpeft scaling run --config=FILE`"
+    )
   for section, name, least in _LEAST:
     value = config[section][name]
     if value is not None and not value >= least:  # refuses NaN, too

@@ -108,6 +108,8 @@ def main():
     if i % parts != part or (only and path.stem not in only):
       continue
     config = config_file.load(str(path), []).unlock()
+    if config.scaling.sizes:  # many models, none of which is in the config
+      continue
     config.model.remat, config.tokens.fraction = remat, fraction
     config.model.quantize = quantize or config.model.quantize
     name = f"{path.stem} {remat} {quantize or '-'} {fraction} x{count}"

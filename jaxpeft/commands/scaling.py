@@ -6,28 +6,49 @@ from jaxpeft.commands.scaling_fit import (
   sensitivity,
   sensitivity_flags,
 )
+from jaxpeft.commands.scaling_run import study, study_flags
 
-__all__ = ["add", "fit", "fit_flags", "run", "sensitivity", "sensitivity_flags"]
+__all__ = [
+  "add",
+  "fit",
+  "fit_flags",
+  "run",
+  "sensitivity",
+  "sensitivity_flags",
+  "study",
+  "study_flags",
+]
+
+OVERRIDES = True  # for `run`
 
 # action -> help; each has a function NAME_flags(parser) and a function NAME(args) here
 ACTIONS = {
   "plan": "sizes, loss and hours of devices for a budget of FLOPs under a law",
   "flops": "FLOPs of training per token, by the counting rules of the literature",
+  "run": "pretrain a grid of small models on text of a known entropy, then fit",
   "fit": "exponents and a law from a table of losses, by Chinchilla's approaches",
   "sensitivity": "the same table under every choice: the spread of exponents",
 }
+
+_FUNCTIONS = {"run": "study"}  # `run` is what every command has
 
 
 def add(parser):
   """Declares the actions and their flags."""
   known = parser.add_subparsers(required=True, dest="action", metavar="ACTION")
   for name, about in ACTIONS.items():
-    globals()[f"{name}_flags"](known.add_parser(name, help=about, description=about))
+    globals()[f"{_FUNCTIONS.get(name, name)}_flags"](
+      known.add_parser(name, help=about, description=about)
+    )
 
 
 def run(args):
   """Does one action."""
-  globals()[args.action](args)
+  if args.rest and args.action != "run":
+    from jaxpeft.errors import InputError
+
+    raise InputError(f"unrecognized arguments: {' '.join(args.rest)}")
+  globals()[_FUNCTIONS.get(args.action, args.action)](args)
 
 
 def plan_flags(parser):
