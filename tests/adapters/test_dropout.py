@@ -100,7 +100,12 @@ def test_every_weight_layer_and_step_has_masks_of_its_own():
 
 
 @pytest.mark.parametrize(
-  ("remat", "quantize"), [("none", ""), ("layer", ""), ("products", "nf4")]
+  ("remat", "quantize"),
+  [
+    pytest.param("none", "", marks=pytest.mark.slow),
+    ("layer", ""),
+    ("products", "nf4"),
+  ],
 )
 def test_a_loss_with_dropout_is_repeatable_and_differs_from_one_without(
   remat, quantize

@@ -140,7 +140,11 @@ def test_stacked_init_equals_layer_by_layer_and_abstract(adapter, model):
 
 @pytest.mark.parametrize(
   ("name", "groups"),
-  [*((name, ()) for name in METHODS.values()), ("lora", (3, 1)), ("svf", (3, 1))],
+  [
+    *((name, ()) for name in METHODS.values()),
+    ("lora", (3, 1)),
+    pytest.param("svf", (3, 1), marks=pytest.mark.slow),
+  ],
 )
 def test_only_theta_moves_and_one_trace_serves_all_steps(name, groups):
   adapter = ADAPTERS[name]

@@ -49,7 +49,10 @@ def compare(method, quantize, sizes):
 
 @pytest.mark.parametrize(
   ("method", "quantize", "sizes"),
-  [("LoRA", "nf4", (2, 2, 2)), ("SVFT", None, (1, 8, 1))],
+  [
+    ("LoRA", "nf4", (2, 2, 2)),
+    pytest.param("SVFT", None, (1, 8, 1), marks=pytest.mark.slow),
+  ],
 )
 def test_a_mesh_evaluates_and_generates_as_one_device(method, quantize, sizes):
   compare(method, quantize, sizes)

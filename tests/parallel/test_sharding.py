@@ -98,7 +98,9 @@ def test_every_mesh_trains_as_one_device(method, quantize, fraction, sizes):
   compare(*adapted(method, quantize), make_mesh(sizes), selection)
 
 
-@pytest.mark.parametrize("remat", ["none", "layer", "segments"])
+@pytest.mark.parametrize(
+  "remat", ["none", pytest.param("layer", marks=pytest.mark.slow), "segments"]
+)
 def test_tokens_cut_between_layers_train_as_one_device(remat):
   compare(*adapted("LoRA", "nf4", remat), make_mesh((1, 2, 4), sequence=True))
 
@@ -113,14 +115,21 @@ def gathers(text):
 
 
 GATHERS = [
-  ("LoRA", remat, sizes)
-  for remat in ("none", "products", "layer")
-  for sizes in ((1, 8, 1), (2, 2, 2))
+  ("LoRA", "none", (1, 8, 1)),
+  ("LoRA", "products", (2, 2, 2)),
+  ("LoRA", "layer", (1, 8, 1)),
+  ("SVFT-nf4", "products", (2, 2, 2)),
+]
+MORE = [
+  ("LoRA", "none", (2, 2, 2)),
+  ("LoRA", "products", (1, 8, 1)),
+  ("LoRA", "layer", (2, 2, 2)),
 ]
 
 
 @pytest.mark.parametrize(
-  ("method", "remat", "sizes"), [*GATHERS, ("SVFT-nf4", "products", (2, 2, 2))]
+  ("method", "remat", "sizes"),
+  [*GATHERS, *(pytest.param(*x, marks=pytest.mark.slow) for x in MORE)],
 )
 def test_weights_in_4_bits_are_gathered_in_4_bits(method, remat, sizes):
   transformer, params = adapted(method, "nf4", remat)
@@ -193,7 +202,9 @@ def test_dimensions_that_a_mesh_does_not_divide_are_named():
       sharding.check(config, 8, 100)
 
 
-@pytest.mark.parametrize("method", ["SVFT", "SVFT-nf4", "PiSSA", "LoRA"])
+@pytest.mark.parametrize(
+  "method", [pytest.param("SVFT", marks=pytest.mark.slow), "SVFT-nf4", "PiSSA", "LoRA"]
+)
 def test_each_device_starts_some_layers_and_the_start_is_the_same(method):
   transformer, want = adapted(method)
   mesh = make_mesh((1, 4, 2))

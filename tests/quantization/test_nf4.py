@@ -148,7 +148,9 @@ def test_every_adapter_is_over_4_bits_what_it_is_over_the_dequantized(name):
   np.testing.assert_allclose(merged, adapter.merge(plain, theta), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lora", "svft-banded", "full"])
+@pytest.mark.parametrize(
+  "name", ["lora", pytest.param("svft-banded", marks=pytest.mark.slow), "full"]
+)
 def test_a_model_trains_in_4_bits_as_over_the_dequantized_base(name, quantized):
   adapter, base = ADAPTERS[name], quantized.params
   plain = jax.tree.map(dense, base, is_leaf=is_node)
@@ -211,8 +213,8 @@ def test_what_is_left_of_a_weight_can_be_frozen_in_4_bits(method):
 def test_quantized_starts_are_saved_and_loaded_and_exported(tmp_path):
   model = jaxpeft.load("embedded", dtype="float32")
   rules = {
-    "layers_.*/attn/.*": jaxpeft.PiSSA(rank=4, quantize="nf4", iterations=4),
-    "layers_.*/mlp/.*": jaxpeft.LoftQ(rank=4),
+    "layers_.*/attn/q": jaxpeft.PiSSA(rank=4, quantize="nf4", iterations=4),
+    "layers_.*/mlp/up": jaxpeft.LoftQ(rank=4),
   }
   params = jaxpeft.adapt(model.params, rules, jax.random.key(0))
   theta, frozen = tree.partition(params, tree.trainable_mask(params))
