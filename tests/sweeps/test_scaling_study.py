@@ -1,19 +1,24 @@
 """The study of scaling laws: its text, its runs, and what a kill leaves."""
 
+import argparse
 import csv
 import json
 import math
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from jaxpeft import config as configs
+from jaxpeft import config_file, options
+from jaxpeft.commands import scaling as commands
 from jaxpeft.errors import InputError
 from jaxpeft.sweeps.study import grid, members, pretrain
 from jaxpeft.sweeps.study import record as records
 from jaxpeft.sweeps.study.source import Source, draw, probabilities
 
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = Source(8, (0.1, 0.4, 0.5), 3, 1.2, seed=3)
 
 
@@ -192,6 +197,7 @@ def test_another_study_is_refused_in_its_directory(done):
     pretrain.run(study(held_out=17), str(done))
 
 
+@pytest.mark.slow  # it compiles one more program
 def test_seeds_side_by_side_are_what_they_are_alone():
   c = study()
   group = members.Group(c, grid.source(c), grid.Size(8, 1))
@@ -274,6 +280,25 @@ def test_a_run_that_diverges_is_named(tmp_path):
   c = study(rates=(1e30,), budgets=(3.5e6,), sizes=("8x1",))
   with pytest.raises(InputError, match=r"8x1-3\.5e\+06-s0 diverged"):
     pretrain.run(c, str(tmp_path))
+
+
+@pytest.mark.parametrize("preset", ["", ":full", ":quick"])
+def test_the_config_is_a_study_of_at_least_six_sizes_and_budgets(preset):
+  config = config_file.load(f"{ROOT}/configs/scaling_tiny.py{preset}", [])
+  grid.check(config)
+  runs = grid.runs(config)
+  assert len({run.size for run in runs}) >= 6
+  assert len({run.budget for run in runs}) >= 6
+  for budget in config.scaling.budgets:
+    assert len({run.size for run in runs if run.budget == budget}) >= 4
+  with pytest.raises(InputError, match="scaling run"):
+    options.check(config)
+
+
+def test_only_run_takes_options_of_a_config():
+  args = argparse.Namespace(action="plan", rest=["--config.seed=1"])
+  with pytest.raises(InputError, match=r"unrecognized arguments: --config\.seed=1"):
+    commands.run(args)
 
 
 def test_a_damaged_line_is_named(tmp_path):
