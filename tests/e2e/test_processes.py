@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -27,9 +26,11 @@ SHORT = [
 ]
 
 
-def command(workdir, *options):
-  main = [sys.executable, "train.py", "--config=configs/lora.py"]
-  return [*main, f"--workdir={workdir}", *SHORT, *options]
+def command(workdir, mishaps=()):
+  """train.py; a start that has one ends by a mishap of tests/support/mishap.py."""
+  before = ["tests/support/mishap.py", json.dumps(mishaps)] if mishaps else []
+  main = [sys.executable, *before, "train.py", "--config=configs/lora.py"]
+  return [*main, f"--workdir={workdir}", *SHORT]
 
 
 def launched(count, devices, *rest):
@@ -46,12 +47,12 @@ def environment(tmp_path, devices=1):
   )
 
 
-def run(tmp_path, args, devices=1):
+def run(tmp_path, args, devices=1, status=0):
   done = subprocess.run(
     args, cwd=ROOT, env=environment(tmp_path, devices), capture_output=True, text=True
   )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return done.stdout
+  assert done.returncode == status, done.stderr[-3000:]
+  return done.stderr
 
 
 def losses(workdir):
@@ -61,36 +62,6 @@ def losses(workdir):
 
 def theta(workdir):
   return safetensors.numpy.load_file(workdir / "adapter" / "adapter.safetensors")
-
-
-def start_and_kill(tmp_path, workdir, after):
-  """Trains in two processes, and kills one after each number of steps in `after`."""
-  args = launched(2, 2, "--max-restarts=3", "--", *command(workdir))
-  group = subprocess.Popen(
-    args,
-    cwd=ROOT,
-    env=environment(tmp_path),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  killed, victims = [], iter(after)
-  target = next(victims)
-  while group.poll() is None:
-    log = workdir / "metrics.jsonl"
-    steps = log.read_text().count('"loss"') if log.exists() else 0
-    if target is not None and steps >= target:
-      out = subprocess.run(
-        ["pgrep", "-P", str(group.pid)], capture_output=True, text=True
-      )
-      members = sorted(map(int, out.stdout.split()))
-      if len(members) == 2:
-        victim = members[len(killed) % 2]
-        os.kill(victim, signal.SIGKILL)
-        killed.append(victim)
-        target = next(victims, None)
-    time.sleep(0.05)
-  assert group.returncode == 0
-  assert len(killed) == len(after), "the run was over before"
 
 
 def test_two_processes_train_evaluate_and_resume_as_one_and_as_four(tmp_path):
@@ -103,16 +74,9 @@ def test_two_processes_train_evaluate_and_resume_as_one_and_as_four(tmp_path):
     ("as-one", command(tmp_path / "as-one")),
     ("as-four", launched(4, 1, "--", *command(tmp_path / "as-four"))),
   ):
-    args_half = launched(2, 2, "--", *command(tmp_path / name))
-    group = subprocess.Popen(args_half, cwd=ROOT, env=environment(tmp_path),
-                             stderr=subprocess.DEVNULL)  # fmt: skip
-    log = tmp_path / name / "metrics.jsonl"
-    while group.poll() is None and not (
-      log.exists() and log.read_text().count("loss") > 4
-    ):
-      time.sleep(0.05)
-    group.send_signal(signal.SIGTERM)
-    assert group.wait() == 128 + signal.SIGTERM
+    stop = dict(signal=signal.SIGTERM, step=4, process=1, pause=3)
+    half = launched(2, 2, "--", *command(tmp_path / name, [stop]))
+    run(tmp_path, half, status=128 + signal.SIGTERM)
     assert not (tmp_path / name / "adapter").exists()
     run(tmp_path, args)
     for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / name), strict=True):
@@ -126,9 +90,12 @@ def test_two_processes_train_evaluate_and_resume_as_one_and_as_four(tmp_path):
 
 def test_killed_three_times_it_ends_as_if_it_had_not_been(tmp_path):
   run(tmp_path, launched(2, 2, "--", *command(tmp_path / "calm")))
-  steps = sorted(np.random.default_rng().choice(np.arange(1, 11), 3, replace=False))
-  print("killed after steps", steps)
-  start_and_kill(tmp_path, tmp_path / "killed", steps)
+  kills = [dict(signal=9, step=s, process=s % 2) for s in (1, 6, 9)]
+  said = run(
+    tmp_path,
+    launched(2, 2, "--max-restarts=3", "--", *command(tmp_path / "killed", kills)),
+  )
+  assert "restart 3 of 3" in said
   want, got = theta(tmp_path / "calm"), theta(tmp_path / "killed")
   for path, leaf in want.items():
     np.testing.assert_array_equal(got[path], leaf)

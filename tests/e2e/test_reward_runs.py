@@ -3,10 +3,8 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -37,7 +35,7 @@ def environment(data):
   return os.environ | dict(JAX_PLATFORMS="cpu", JAXPEFT_CACHE=str(data / "cache"))
 
 
-def command(data, workdir):
+def command(data, workdir, *before):
   sets = dict(
     objective=dict(name="reward", center=0.01),
     data=dict(train=data / "train.jsonl", eval=data / "test.jsonl", max_tokens=96),
@@ -46,15 +44,15 @@ def command(data, workdir):
     log=dict(tracker="none"),
   )
   flags = [f"--config.{s}.{k}={x}" for s, some in sets.items() for k, x in some.items()]
-  main = [sys.executable, "train.py", "--config=configs/lora.py"]
+  main = [sys.executable, *before, "train.py", "--config=configs/lora.py"]
   return [*main, f"--workdir={workdir}", *flags]
 
 
-def run(data, args):
+def run(data, args, status=0):
   done = subprocess.run(
     args, cwd=ROOT, env=environment(data), capture_output=True, text=True
   )
-  assert done.returncode == 0, done.stderr[-3000:]
+  assert done.returncode == status, done.stderr[-3000:]
   return done.stdout
 
 
@@ -69,20 +67,9 @@ def test_a_killed_run_ends_as_if_it_was_not_and_is_evaluated_and_exported(data):
   assert "held-out accuracy of the order" in said
   lines = [json.loads(x) for x in (whole / "metrics.jsonl").read_text().splitlines()]
   assert 0 <= lines[-1]["eval_accuracy"] <= 1
-  process = subprocess.Popen(
-    command(data, killed),
-    cwd=ROOT,
-    env=environment(data),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  clock = time.time()
-  while process.poll() is None and time.time() - clock < 400:
-    if list((killed / "checkpoints").glob("[0-9]*")):
-      break
-    time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  mishap = json.dumps([dict(signal=9, step=5)])
+  run(data, command(data, killed, "tests/support/mishap.py", mishap), -9)
+  assert (killed / "checkpoints" / "2").exists()
   assert not (killed / "adapter").exists(), "it was killed too late"
   run(data, command(data, killed))
   want, got = theta(whole), theta(killed)

@@ -1,12 +1,10 @@
 """The training step, and train.py and eval.py as a user runs them."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import chex
 import jax
@@ -57,7 +55,7 @@ def test_cross_entropy_equals_torch():
   assert count == weights.sum()
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulation_equals_the_big_batch_also_with_uneven_tokens(setup, accumulate):
   net, trainable, frozen, data = setup
   batch = data[0]
@@ -208,16 +206,11 @@ def train(workdir, *args, config="svft_banded", **kwargs):
   return run("train.py", config, f"--workdir={workdir}", *QUICK, *args, **kwargs)
 
 
-def start(workdir):
-  """train.py in the background, to be killed or stopped."""
+def struck(workdir, status, **mishap):
+  """What train.py says on stderr until a mishap of tests/support/mishap.py ends it."""
   args = (f"--config={ROOT}/configs/svft_banded.py", f"--workdir={workdir}", *QUICK)
-  return subprocess.Popen(
-    command("train.py", *args),
-    cwd=ROOT,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  script = ("tests/support/mishap.py", json.dumps([mishap]), ROOT / "train.py")
+  return run(*script, *args, status=status).stderr
 
 
 def lines(workdir, timeless=True):
@@ -298,15 +291,9 @@ def test_load_run_is_the_adapted_model(finished):
 
 @pytest.mark.slow
 def test_a_run_killed_while_it_saves_resumes(finished, tmp_path):
-  """SIGKILL as soon as Orbax has begun to write a checkpoint."""
+  """SIGKILL before a checkpoint that Orbax has written gets its name."""
   workdir = tmp_path / "saving"
-  process = start(workdir)
-  clock = time.time()
-  while process.poll() is None and time.time() - clock < 240:
-    if list((workdir / "checkpoints").glob("*tmp*")):
-      break
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  struck(workdir, -9, signal=9, at="commit")
   assert list((workdir / "checkpoints").glob("*tmp*")), "it was killed too late"
   assert not list((workdir / "checkpoints").glob("[0-9]")), "nothing is committed"
   train(workdir)
@@ -316,18 +303,12 @@ def test_a_run_killed_while_it_saves_resumes(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_anywhere_ends_as_if_it_was_not(finished, tmp_path):
-  """SIGKILL at three random moments of the loop, also while it saves."""
+  """SIGKILL at three steps; tools/kill_drill.py kills at random moments."""
   workdir = tmp_path / "killed"
-  rng = np.random.default_rng(os.getpid())
-  marks = sorted(rng.choice(np.arange(2, 12), 3, replace=False).tolist())
-  for mark in marks:
-    process = start(workdir)
-    wait_for(workdir, mark, process)
-    time.sleep(rng.random() * 0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+  for step in (3, 5, 10):
+    struck(workdir, -9, signal=9, step=step)
   train(workdir)
-  assert lines(workdir) == lines(finished), f"killed at {marks}"
+  assert lines(workdir) == lines(finished)
   chex.assert_trees_all_equal(theta(workdir), theta(finished))
 
 
@@ -335,44 +316,22 @@ def test_a_run_killed_anywhere_ends_as_if_it_was_not(finished, tmp_path):
 def test_a_run_killed_while_it_answers_at_its_end_finishes(finished, tmp_path):
   """SIGKILL when all is trained and saved, and the result is not yet written."""
   workdir = tmp_path / "answering"
-  process = start(workdir)
-  clock = time.time()
-  while process.poll() is None and time.time() - clock < 240:
-    if (workdir / "adapter").exists():
-      break
-    time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  struck(workdir, -9, signal=9, at="answers")
+  assert (workdir / "adapter").exists()
   end = lines(workdir)[-1]
   assert end["step"] == 12
-  assert "final" not in end, "it was killed too late"
+  assert "final" not in end
   train(workdir)
   assert lines(workdir) == lines(finished)
   chex.assert_trees_all_equal(theta(workdir), theta(finished))
-
-
-def wait_for(workdir, step, process, limit=240):
-  """Until the run has logged a step."""
-  path, clock = workdir / "metrics.jsonl", time.time()
-  while process.poll() is None and time.time() - clock < limit:
-    if path.exists() and any(
-      f'"step": {s},' in path.read_text() for s in range(step, 13)
-    ):
-      return
-    time.sleep(0.01)
-  assert process.poll() is not None, f"step {step} was not reached in {limit} s"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, number):
   workdir = tmp_path / "stopped"
-  process = start(workdir)
-  wait_for(workdir, 2, process)
-  process.send_signal(number)
-  stderr = process.communicate()[1]
-  assert process.returncode == 128 + number, stderr
-  assert "saved at step" in stderr
+  stderr = struck(workdir, 128 + number, signal=number, step=3)
+  assert "saved at step 3" in stderr
   assert "Traceback" not in stderr
   train(workdir)
   chex.assert_trees_all_equal(theta(workdir), theta(finished))
