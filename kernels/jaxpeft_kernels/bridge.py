@@ -39,6 +39,12 @@ def available() -> bool:
   return _jax_triton() is not None
 
 
+def capability() -> int:
+  """The compute capability that `call` compiles for, such as 90 for 9.0."""
+  found = _capabilities()
+  return round(10 * found[0]) if found else _H100
+
+
 def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
   """The result of a Triton kernel, as part of a JAX computation for CUDA.
 
@@ -47,7 +53,7 @@ def call(kernel, *arguments, out, grid, warps: int, stages: int, **constants):
   Args:
     kernel: a `triton.jit` function.
     *arguments: its inputs, arrays and integers.
-    out: jax.ShapeDtypeStruct of its result.
+    out: jax.ShapeDtypeStruct of its result, or a list of them for several.
     grid: the number of programs along each of up to three axes.
     warps: number of warps per program.
     stages: number of stages of the load pipeline.

@@ -15,7 +15,7 @@ from jaxpeft_kernels import nf4_triton
 
 from jaxpeft.quantization import nf4, nf4_matmul
 
-_NAMES = {"float32": "fp32", "uint8": "u8"}
+_NAMES = {"float32": "fp32", "uint8": "u8", "int32": "i32"}
 
 
 class Tensor:
