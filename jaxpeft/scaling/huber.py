@@ -207,7 +207,7 @@ def minimize(of: Problem, starts: np.ndarray, tolerance: float = 1e-6, steps=STE
   found, values = [], []
   for part in lanes(starts):
     theta, _ = descend(of, part, steps, tolerance)
-    weights = jnp.broadcast_to(of.weights, (LANES, len(of.weights)))
+    weights = jnp.broadcast_to(of.weights, (len(part), len(of.weights)))
     theta, objective = refine(of, theta, weights)
     found.append(np.asarray(theta))
     values.append(np.asarray(objective))
@@ -219,10 +219,13 @@ def minimize(of: Problem, starts: np.ndarray, tolerance: float = 1e-6, steps=STE
 
 
 def lanes(rows: np.ndarray):
-  """The rows in parts of LANES; copies of the last row fill the last part."""
-  more = -len(rows) % LANES
-  rows = np.pad(rows, [(0, more), (0, 0)], "edge")
-  return rows.reshape(-1, LANES, rows.shape[1])
+  """The rows in parts of at most LANES; copies of the last row fill the last part.
+
+  The size of a part is a power of 2, so that few sizes are compiled.
+  """
+  size = min(LANES, max(8, 2 ** (len(rows) - 1).bit_length()))
+  rows = np.pad(rows, [(0, -len(rows) % size), (0, 0)], "edge")
+  return rows.reshape(-1, size, rows.shape[1])
 
 
 def starts(of: Problem, count: int = LANES, seed: int = 0) -> np.ndarray:

@@ -173,12 +173,13 @@ def refit(fit: Fit, weights: np.ndarray, label: str | None = None) -> np.ndarray
   found = []
   with jax.enable_x64(True), console.Bar(label, len(weights), "samples") as bar:
     of = huber.problem(logs, y, fit.delta)
-    start = np.broadcast_to(centered(fit.theta, middle), (huber.LANES, len(fit.theta)))
+    start = centered(fit.theta, middle)[None]
     more = len(of.weights) - weights.shape[1]
     for part in huber.lanes(np.pad(weights, [(0, 0), (0, more)])):
-      theta, _ = huber.refine(of, jnp.asarray(start), jnp.asarray(part))
+      starts = jnp.asarray(np.repeat(start, len(part), 0))
+      theta, _ = huber.refine(of, starts, jnp.asarray(part))
       found.append(np.asarray(theta))
-      bar.update(min(huber.LANES, len(weights) - len(found[:-1]) * huber.LANES))
+      bar.update(min(len(part), len(weights) - sum(map(len, found[:-1]))))
   return centered(np.concatenate(found)[: len(weights)], middle, back=True)
 
 

@@ -180,7 +180,7 @@ def _methods(choices: Choices, points: Points):
         f"the law at Kaplan's sizes, {what} embeddings", 3,
         _as_kaplan(choices.gamma, choices.starts, counted),
       )  # fmt: skip
-  yield "mean, stopped at a gradient of 1e-5", 3, _careless
+  yield "mean, stopped by scipy's usual tolerance", 3, _careless
 
 
 def _variants(points: Points, choices: Choices):
