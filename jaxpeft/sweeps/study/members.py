@@ -49,7 +49,9 @@ class Group:
       seeds: int[G]; each stands for initial weights and for a text.
     """
     one = self._made.state
-    weights = [jax.tree.leaves(_weights(self._net, k)) for k in self._keys(seeds, 0)]
+    weights = [
+      jax.tree.leaves(_weights(self._net, k)) for k in _keys(self._config, seeds, 0)
+    ]
     leaves = [np.stack(xs) for xs in zip(*weights, strict=True)]
     trainable = jax.tree.unflatten(jax.tree.structure(one.trainable), leaves)
     state = jax.tree.map(lambda x: np.stack([x] * len(seeds)), one)
@@ -64,8 +66,7 @@ class Group:
       rates: float[S, G], learning rates; those of steps that do not count are 0.
       first: the number of the first step, which decides the text.
     """
-    step = jnp.uint32(first)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(self._keys(seeds, 1))
+    keys = text_keys(self._config, seeds, first)
     rates = jnp.asarray(rates, jnp.float32)
     return self._advance(state, self._source.chain, keys, rates)
 
@@ -82,17 +83,9 @@ class Group:
     good = (np.asarray(state.bad_step) < 0) & np.isfinite(found)
     return np.where(good, found, np.inf)
 
-  def _keys(self, seeds, stream: int):
-    root = jax.random.key(self._config.seed)
-    one = lambda s: jax.random.fold_in(jax.random.fold_in(root, s + 1), stream)  # noqa: E731
-    return jax.vmap(one)(jnp.asarray(seeds, jnp.uint32))
-
   def _steps(self, state, chain, keys, rates):
-    c = self._config
-    rows, length = c.train.batch_size, c.data.max_tokens + 1
     step = self._made.make_step()
-    text = jax.vmap(lambda key: draw(chain, key, CHUNK * rows, length))(keys)
-    text = text.reshape(-1, CHUNK, rows, length).swapaxes(0, 1)
+    text = training_text(self._config, chain, keys)
 
     def one(state, tokens):
       batch = _batch(tokens, self._source.order)
@@ -107,9 +100,7 @@ class Group:
     return jax.lax.scan(body, state, (text, rates))[0]
 
   def _held_out_losses(self, trainable, chain):
-    c, k = self._config, self._source.order
-    key = jax.random.fold_in(jax.random.key(c.seed), 0)
-    text = draw(chain, key, c.scaling.held_out, c.data.max_tokens + 1)
+    k, text = self._source.order, held_out_text(self._config, chain)
     p = probabilities(chain, text)
     stream = decoder.Stream(text[:, :-1], decoder.full_rows(text[:, :-1].shape))
 
@@ -120,6 +111,25 @@ class Group:
       return (p * (jnp.log(p) - q)).sum(-1).mean()
 
     return jax.lax.map(one, trainable)
+
+
+def text_keys(config, seeds, first: int):
+  """Keys [G] of the text of `CHUNK` steps from a step on, see `training_text`."""
+  step, keys = jnp.uint32(first), _keys(config, seeds, 1)
+  return jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
+
+
+def training_text(config, chain, keys):
+  """int32[S, G, B, T + 1]: the rows of `CHUNK` steps of all members."""
+  rows, length = config.train.batch_size, config.data.max_tokens + 1
+  text = jax.vmap(lambda key: draw(chain, key, CHUNK * rows, length))(keys)
+  return text.reshape(-1, CHUNK, rows, length).swapaxes(0, 1)
+
+
+def held_out_text(config, chain):
+  """int32[R, T + 1]: the rows on which all models of a study are measured."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  return draw(chain, key, config.scaling.held_out, config.data.max_tokens + 1)
 
 
 def rates(config, rate: float, steps: int) -> np.ndarray:
@@ -133,6 +143,13 @@ def rates(config, rate: float, steps: int) -> np.ndarray:
   schedule = optimizer.schedule(rate, o.schedule, o.warmup, o.final_lr, steps)
   found = jax.vmap(schedule)(jnp.arange(steps))
   return np.asarray(found, np.float64)
+
+
+def _keys(config, seeds, stream: int):
+  """Keys [G]: stream 0 is for initial weights, 1 for text."""
+  root = jax.random.key(config.seed)
+  one = lambda s: jax.random.fold_in(jax.random.fold_in(root, s + 1), stream)  # noqa: E731
+  return jax.vmap(one)(jnp.asarray(seeds, jnp.uint32))
 
 
 def _experiment(config, net) -> experiment.Experiment:
