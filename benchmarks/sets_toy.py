@@ -26,7 +26,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("budget", "sums")
-STEPS, RATE = 300, 1.5e-3  # of the second stage
+STEPS, RATE = 600, 1e-3  # of the second stage
 DRAWN, COPIES = 5000, 4  # training problems, and tries of each
 SEED = 100  # of these problems; the first stage's have seed 0
 MAIN = ("sets", 4, 6)  # strategy, m, n

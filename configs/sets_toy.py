@@ -27,10 +27,10 @@ def get_config(task="budget"):
   c.adapt.main = dict(name="Full", match=".*")
   c.data.train, c.data.eval = f"embedded:{task}/train", f"embedded:{task}/test"
   c.data.max_tokens = 208  # of a transcript with the most wrong tries
-  c.train.steps = 800
-  c.train.log_every = 50
-  c.train.eval_every = c.train.save_every = 200
-  c.optim.lr = 3e-3
+  c.train.steps, c.train.batch_size = 1600, 8
+  c.train.log_every = 100
+  c.train.eval_every = c.train.save_every = 400
+  c.optim.lr = 2e-3
   c.optim.weight_decay = 0.01
   c.optim.options = dict(b2=0.98)
   c.eval.task, c.eval.max_new_tokens = task, TASKS[task]
