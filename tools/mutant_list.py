@@ -28,6 +28,7 @@ _BITS = f"{_Q}/test_nf4.py::test_bits_are_those_of_bitsandbytes"
 _STEP = f"{_T}/test_training.py"
 _DRAWS = f"{_G}/test_decode.py -k 'draw'"
 _ADAPTER = f"{_C}/test_damage.py"
+_REWARD, _PREFER = (f"tests/objectives/test_{x}.py" for x in ("reward", "preference"))
 _FILES = f"{_C}/test_checkpoints.py"
 _TOKENS = "tests/objectives/test_token_selection.py"
 _LOGITS = "tests/transformer/test_decoder.py::test_logits_equal_transformers"
@@ -326,6 +327,47 @@ MUTANTS = [
      "return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)",
      "rows of q and k of a GGUF file are permuted twice",
      f"{_C}/test_gguf_read.py -k 'equal_those and llama'"),
+    # ---- preferences
+    ("reward margin", "objectives/reward.py",
+     "total = _plackett_luce(scores - margin, rivals, real, 1)\n  if",
+     "total = _plackett_luce(scores, rivals, real, 1)\n  if",
+     "a row's margin is not asked of its rewards", f"{_REWARD} -k trl"),
+    ("reward centre", "objectives/reward.py",
+     "jnp.where(first, sums**2, 0)", "jnp.where(first, sums, 0)",
+     "rewards are centred by their sum", f"{_REWARD} -k trl"),
+    ("reward tie", "objectives/reward.py",
+     "accuracy=jnp.sum((better > worse) * found.share),",
+     "accuracy=jnp.sum((better >= worse) * found.share),",
+     "equal rewards count as right", _REWARD),
+    ("dpo sign", "objectives/pair_losses.py",
+     "return options.beta * (chosen.score - rejected.score) - margin",
+     "return options.beta * (rejected.score - chosen.score) - margin",
+     "DPO prefers the rejected answer", _PREFER),
+    ("ipo length", "objectives/pair_losses.py",
+     "jnp.square(chosen.mean - rejected.mean - 1 / (2 * options.beta))",
+     "jnp.square(chosen.score - rejected.score - 1 / (2 * options.beta))",
+     "IPO is not per token", f"{_PREFER} -k trl"),
+    ("dpo reference", "adapters/tree.py",
+     '"w" in node.frozen:\n      return node.frozen["w"]',
+     '"w" in node.frozen:\n      return node',
+     "the reference is the adapted model", _PREFER),
+    # ---- generation, strategies
+    ("pool slots", "generation/pool.py",
+     "(slots < pool.filled[:, None]).astype(jnp.int32),",
+     "(slots <= pool.filled[:, None]).astype(jnp.int32),",
+     "a row sees a slot that it has not filled", f"{_G}/test_engine.py"),
+    ("pool place", "generation/pool.py",
+     "return jax.tree.map(lambda c, x: _put(c, x, row, at), cache, one)",
+     "return jax.tree.map(lambda c, x: _put(c, x, row, 0), cache, one)",
+     "a prompt overwrites the beginning that it shares", f"{_G}/test_engine.py"),
+    ("guess after stop", "generation/pool.py",
+     "right = (chosen[:, :-1] == guessed) & ~stop[:, :-1]",
+     "right = (chosen[:, :-1] == guessed)",
+     "guessed tokens go on after the end", f"{_G}/test_engine.py"),
+    ("markov kept", "evaluation/curves/markov.py",
+     "right = refused_right * k + refused_wrong * now",
+     "right = refused_right + refused_wrong * now",
+     "a refused right solution always stays", f"{_E}/test_curves.py"),
     # ---- token selection, tasks, intervals
     ("tokens always", "objectives/token_selection.py",
      'score = jnp.where(batch["position"] < selection.always, jnp.inf, score)', "",

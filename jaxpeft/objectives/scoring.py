@@ -78,7 +78,7 @@ def of_texts(net, params, tokenizer, texts, pool="last", batch_size=None):
       raise InputError(
         f"text {i} has {len(some)} tokens; the model takes 1 to {limit}: shorten it"
       )
-  return rewards(net, params, ids, batch_size)
+  return rewards(net, params, ids, batch_size, "scoring")
 
 
 def trimmed(ids: list[int], token: int | None) -> list[int]:
