@@ -85,7 +85,8 @@ def check(config):
 def source(config) -> Source:
   """The text of a study."""
   fields: dict[str, Any] = dict(config.scaling.text)
-  return Source(**fields | dict(orders=tuple(fields["orders"])))
+  fields["orders"] = tuple(fields["orders"])
+  return Source(**fields)
 
 
 def sizes(config) -> list[Size]:
@@ -132,12 +133,12 @@ def transformer(config, size: Size) -> Transformer:
 
 def parameters(config, size: Size) -> tuple[int, int]:
   """(all parameters, those that are not the embedding) of a model."""
-  net = transformer(config, size)
-  return _parameters(net)
+  return _parameters(transformer(config, size).config)
 
 
 @functools.cache
-def _parameters(net: Transformer) -> tuple[int, int]:
+def _parameters(shape: ModelConfig) -> tuple[int, int]:
+  net = Transformer(shape)
   tokens = jnp.zeros((1, 2), jnp.int32)
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), tokens)["params"])
   counts = {name: math.prod(x.shape) for name, x in tree.flatten(shapes).items()}
