@@ -198,25 +198,30 @@ def backward_q(
 @triton.jit
 def _dkv_run(
   first, end, dk, dv, k, v, k_stamp, q, g, lse, delta, q_stamps, window,
-  T: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-  SCALE: tl.constexpr, CAP: tl.constexpr, MASKED: tl.constexpr,
+  G: tl.constexpr, T: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+  ROWS: tl.constexpr, SCALE: tl.constexpr, CAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-  # Scores are [keys, queries], as the two sums over queries need them.
-  for i in range(first, end):
+  # Scores are [keys, queries], as the two sums over queries need them. The tiles of all
+  # G heads are one loop: with a loop over heads around it, registers would spill.
+  tiles = end - first
+  for at in range(G * tiles):
+    i, head = first + at, 0
+    if G > 1:
+      i, head = first + at % tiles, at // tiles
     row = i * ROWS + tl.arange(0, ROWS)
-    qi = _load(q, row, T, N, WIDE, not MASKED)
+    qi = _load(q + head * (T * N), row, T, N, WIDE, not MASKED)
     s, slope = _scores(k, qi, SCALE, CAP)
     if MASKED:
-      li = tl.load(lse + row, mask=row < T, other=0.0)
-      di = tl.load(delta + row, mask=row < T, other=0.0)
+      li = tl.load(lse + head * T + row, mask=row < T, other=0.0)
+      di = tl.load(delta + head * T + row, mask=row < T, other=0.0)
     else:
-      li = tl.load(lse + row)
-      di = tl.load(delta + row)
+      li = tl.load(lse + head * T + row)
+      di = tl.load(delta + head * T + row)
     p = tl.exp2(s - (li * _LOG2_E)[None, :])
     if MASKED:
       q_stamp = tl.load(q_stamps + row, mask=row < T, other=_NO_QUERY)
       p = tl.where(_sees(q_stamp[None, :], k_stamp[:, None], window), p, 0.0)
-    gi = _load(g, row, T, N, WIDE, not MASKED)
+    gi = _load(g + head * (T * N), row, T, N, WIDE, not MASKED)
     dv = tl.dot(p.to(g.dtype.element_ty), gi, dv, input_precision=_EXACT)
     dp = tl.dot(v, tl.trans(gi), input_precision=_EXACT)
     ds = (p * (dp - di[None, :]) * slope).to(q.dtype.element_ty)
@@ -249,13 +254,12 @@ def backward_kv(
   reach = tl.load(window)
   dkj = tl.zeros((KEYS, WIDE), tl.float32)
   dvj = tl.zeros((KEYS, WIDE), tl.float32)
-  for n in range(G):
-    head = kv_head * G + n
-    for run in tl.static_range(3):
-      dkj, dvj = _dkv_run(
-        tl.load(bounds + run), tl.load(bounds + run + 1), dkj, dvj, kj, vj, k_stamp,
-        q + head * (T * N), g + head * (T * N), lse + head * T, delta + head * T,
-        q_stamps, reach, T, N, WIDE, ROWS, SCALE, CAP, run != 1,
-      )  # fmt: skip
+  of_queries = kv_head * G * T  # its heads of queries follow each other
+  for run in tl.static_range(3):
+    dkj, dvj = _dkv_run(
+      tl.load(bounds + run), tl.load(bounds + run + 1), dkj, dvj, kj, vj, k_stamp,
+      q + of_queries * N, g + of_queries * N, lse + of_queries, delta + of_queries,
+      q_stamps, reach, G, T, N, WIDE, ROWS, SCALE, CAP, run != 1,
+    )  # fmt: skip
   _store(dk + at, key, dkj * SCALE, S, N, WIDE)
   _store(dv + at, key, dvj, S, N, WIDE)

@@ -18,8 +18,10 @@ _POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
 _SHARED = 227 * 2**10  # bytes that a program of an H100 may have
 
 
-def compiled(kernel, types: dict, constants: dict, warps: int, stages: int):
-  """A kernel for compute capability 9.0.
+def compiled(
+  kernel, types: dict, constants: dict, warps: int, stages: int, capability: int = 90
+):
+  """A kernel for a GPU of some compute capability, such as 90 for 9.0.
 
   Args:
     kernel: a `triton.jit` function.
@@ -27,6 +29,7 @@ def compiled(kernel, types: dict, constants: dict, warps: int, stages: int):
     constants: its `tl.constexpr` arguments.
     warps: of a program.
     stages: of its pipeline.
+    capability: what to compile for.
   """
   names = kernel.arg_names
   source = ASTSource(
@@ -41,7 +44,9 @@ def compiled(kernel, types: dict, constants: dict, warps: int, stages: int):
     },
   )
   options = dict(num_warps=warps, num_stages=stages)
-  return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+  return triton.compile(
+    source, target=GPUTarget("cuda", capability, 32), options=options
+  )
 
 
 def stack_bytes(kernel) -> int:
