@@ -10,7 +10,7 @@ Data: 2,000 pairs of dialogues, 312 held out [Bai et al. 2022, arXiv:2204.05862;
 A pair must fit into 512 tokens: that leaves out 19 %. Centring as TRL recommends it.
 Hardware: two CPU cores and 3 GB.
 Expected: 64 % of the held-out pairs after one pass over those that fit into 256 tokens
-(benchmarks/reward_hh.py, beside TRL's trainer: 66 %). The rate is TRL's advice for LoRA.
+(benchmarks/reward_hh.py; TRL's trainer: 66 %). The rate is TRL's advice for LoRA.
 """
 
 from jaxpeft import config
