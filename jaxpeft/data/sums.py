@@ -1,15 +1,16 @@
 """The problem `sums`, whose check is as hard as its solution; see `data.tries`.
 
-What are two steps of an addition or a subtraction? A try writes both steps down, and
-its check does them again. So there is little to gain from checking. A row is
-{"terms": [31, 25, -7]}.
+What are two steps of an addition or a subtraction? A try writes both steps down. Its
+check says only yes or no, and for that both have to be done again, without writing. A
+check that wrote them down would be a second solution, from which the next try copies. A
+row is {"terms": [31, 25, -7]}.
 """
 
 import random
 import re
 
 MARK, MOST = ":", 2
-LIMITS = 20, 22  # tokens of "99+-98=100-98=100:" and of its check, and a few more
+LIMITS = 20, 5  # tokens of "99+-98=100-98=100:" and of its check, and a few more
 _LIMIT = 99  # the largest result of a step
 _STEPS = re.compile(r"\d{1,3}[+-]\d{1,3}=\d{1,3}[+-]\d{1,3}=(\d{1,3})", re.ASCII)
 
@@ -57,8 +58,8 @@ def right(row: dict, answer: str) -> bool:
 
 
 def check(row: dict, answer: str) -> str:
-  """Both steps again, and the verdict."""
-  return f"{gold(row)} {'yes' if right(row, answer) else 'no'}"
+  """The verdict."""
+  return "yes" if right(row, answer) else "no"
 
 
 def wrong(rng: random.Random, row: dict) -> str:

@@ -180,7 +180,7 @@ def test_sums_are_right_by_evaluation_and_checks_agree():
       assert sums.value(answer) is not None, "as a solver could answer"
       assert SUMS.score(f" {answer}:", row) == {"strict": want}
       verdict = "yes" if want else "no"
-      assert sums.check(row, answer) == f"{sums.gold(row)} {verdict}"
+      assert sums.check(row, answer) == verdict, "it writes no second solution"
   for text in (" 31+25=56-7=49:31+25=56-7=49 yes", "1+1=1-1=049"):
     assert SUMS.answer(text) == "49"
   for text in ("49", "31+25=56", "31+25=56-7=49=1", "", "31+25=56-7="):
