@@ -130,7 +130,7 @@ def base() -> config_dict.ConfigDict:
   c.scaling.tokens_per_parameter = (1.0, 1000.0)  # runs with fewer or more are left out
   c.scaling.seeds = 1  # runs of each size and budget, trained side by side
   c.scaling.rates = (3e-3, 1e-2, 3e-2)  # grid of learning rates; a single one is taken
-  c.scaling.tuned = 3  # how many sizes, the first ones, are tuned; a line gives the rest
+  c.scaling.tuned = 3  # how many sizes, the first ones, are tuned; a line does the rest
   c.scaling.tune_tokens = 20.0  # tokens per parameter of a run that tunes
   c.scaling.held_out = 512  # rows of data.max_tokens that measure the loss
   c.scaling.ranks = ()  # of LoRA: a study of fine-tuning, of each with each of `rows`
