@@ -12,7 +12,7 @@ COMMANDS = {
   "memory": "compile a run's training step without its weights; print its memory",
   "compare": "train several configs with an equal tuning budget: a table and a plot",
   "scale-test": "accuracy against output tokens of every strategy: a table and a plot",
-  "scaling": "scaling laws: plan with them, fit them, see what they depend on",
+  "scaling": "scaling laws: plan with them, fit them, measure one of your own",
   "lm_eval": "run lm-evaluation-harness on a run or a model: MMLU, ARC and the rest",
   "launch": "start a program as several processes of this machine; restart them",
   "chat": "talk with a run or a model in a terminal, with adapters by name",
