@@ -4,15 +4,16 @@
   python benchmarks/reward_hh.py [--max_tokens=512] [--out=runs/reward_hh]
 
 Both train a LoRA (r=16, all matrices of the layers) and a scalar head for one pass over
-the same pairs, with as many steps and the same rate, schedule and centring of rewards,
-in float32. Training pairs of which both texts together exceed --max_tokens are left out
-for both; all held-out pairs count. The head scores the last token before the end of
-text in both, which is where TRL looks with this tokenizer (docs/preferences.md, "The
-padding trap"). **The texts contain offensive language**; nothing of them is printed.
+the same pairs, in float32. The number of steps, the learning rate, the schedule and the
+centring of rewards are the same. Training pairs are left out for both if their two
+texts together exceed --max_tokens. All held-out pairs count. In both, the head scores
+the last token before the end of text, because TRL scores this one with this tokenizer
+(docs/preferences.md, "The padding trap"). **The texts contain offensive language**;
+none of them is printed.
 
-Needs trl, peft, transformers and torch. Run again, it does not repeat what is there.
-Printed: accuracy on held-out pairs with 95 % intervals, that of the difference on the
-same pairs, and how long each trained.
+Needs trl, peft, transformers and torch. If you run it again, it reuses its results. It
+prints the accuracy on held-out pairs with 95 % intervals, the difference on the same
+pairs with its interval, and the training time of each.
 """
 
 import argparse

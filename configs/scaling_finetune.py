@@ -3,8 +3,8 @@
   python -m jaxpeft scaling run --config=configs/scaling_finetune.py
 
 Model and data: those of configs/smollm2_lora.py:topics (docs/real_model.md says how to
-get them). 4 ranks, 5 numbers of rows, 2 learning rates: 40 runs of 2 to 28 steps, 480
-steps in all, each about 3 CPU seconds.
+get them). There are 4 ranks, 5 numbers of rows and 2 learning rates: 40 runs of 2 to 28
+steps, 480 steps in all. Each step takes about 3 CPU seconds.
 """
 
 from jaxpeft import config

@@ -3,9 +3,10 @@ r"""A scaling law measured here: Llama-shaped models of 1 k to 240 k parameters.
   python -m jaxpeft scaling run --config=configs/scaling_tiny.py
   python -m jaxpeft scaling run --config=configs/scaling_tiny.py:quick
 
-Text: synthetic, new for every step, of a known entropy (jaxpeft/sweeps/study).
-Hardware: two CPU cores. 8 budgets, 7 sizes, 2 seeds; with ":quick" 6 budgets of 2e9 to
-6.4e10 FLOPs, 8 sizes, 1 seed, which is what docs/scaling.md shows.
+Text: synthetic, new for every step, with a known entropy (jaxpeft/sweeps/study).
+Hardware: two CPU cores. The study has 7 sizes, 8 budgets of 8e9 to 1e12 FLOPs, and 2
+seeds. With ":quick" it has 8 sizes, 6 budgets of 2e9 to 6.4e10 FLOPs, and 1 seed.
+docs/scaling.md describes both.
 """
 
 from jaxpeft import config

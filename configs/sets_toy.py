@@ -4,11 +4,12 @@ r"""The embedded toy learns to try, to check its tries, and to try again.
   python train.py --config=configs/sets_toy.py                the first stage alone
   python train.py --config=configs/sets_toy.py:sums           the control
 
-Full fine-tuning on transcripts of the task `budget` (jaxpeft/data/budget.py), for
-strategies that verify and correct their own answers, such as SETS [Chen et al. 2025,
-arXiv:2501.19306]. In the first stage, all wrong tries in the transcripts are drawn from
-the prices; the benchmark goes on with wrong tries of the model itself. The control is
-the task `sums`, where checking is as hard as solving.
+Full fine-tuning on transcripts of the task `budget` (jaxpeft/data/budget.py). It is for
+strategies in which a model verifies and corrects its own answers, such as SETS [Chen et
+al. 2025, arXiv:2501.19306]. In the first stage, the wrong tries in the transcripts are
+drawn from the prices. In the second stage, which only the benchmark has, the wrong
+tries are the model's own. In the control, the task `sums`, checking is as hard as
+solving.
 Hardware: two CPU cores.
 """
 

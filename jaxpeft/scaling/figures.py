@@ -1,7 +1,7 @@
 """Pictures of fits that look like those of the papers.
 
 Approach 1: training curves, the hull or envelope, and the best N against FLOPs.
-Approach 2: the parabolas of the budgets, and the line through their bottoms.
+Approach 2: the parabolas of the budgets, and the line through their minima.
 Approach 3: contours of the loss in the plane of FLOPs and N, and the residuals.
 """
 

@@ -1,8 +1,8 @@
 """Fits the multiplicative law of fine-tuning, L = E + A / (X^alpha D^beta).
 
-For a given E the law is a plane in ln X and ln D, which least squares give at once. E
-is searched on a grid, and again on finer ones. What is minimized is the squared error
-of ln L. There is no start that could be a bad one.
+For a given E, ln(L - E) is linear in ln X and ln D, so least squares give the other
+numbers directly. E is searched on a grid, and again on finer grids. The search
+minimizes the squared error of ln L. It needs no starting point.
 Axes: S samples, G values of E, P points.
 """
 

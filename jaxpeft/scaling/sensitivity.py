@@ -1,8 +1,8 @@
 """The same data under every choice of counting, rows and fitting: how far a moves.
 
-Kaplan et al. found that the best N grows as C^.73, Hoffmann et al. as C^.50. Most of
-the difference is in what is counted and which runs are compared, so one table of losses
-can give both. Choices are
+Kaplan et al. found that the best N grows as C^0.73, Hoffmann et al. as C^0.50. Much of
+the difference comes from what is counted and which runs are compared. So one table of
+losses can give both. The choices are
 
   counting   embeddings counted or not, the output layer, FLOPs of attention
   rows       outliers dropped, halves by N, by D and by shape, values of a column
@@ -51,10 +51,10 @@ class Outcome:
 class Choices:
   """What is varied besides what the points allow.
 
-  by: a column, each of whose values is fitted alone; None for none.
-  approaches: those that are done.
-  gamma: of Pearce and Song's estimate of embeddings, N_T = N_E + gamma N_E^(1/3), for
-    points that say neither width nor parameters without embeddings; 0 leaves it out.
+  by: a column; the rows of each of its values are fitted alone. None is off.
+  approaches: the numbers of the approaches to run.
+  gamma: of Pearce and Song's estimate, N_T = N_E + gamma N_E^(1/3), for points with
+    neither a width nor a count without embeddings; 0 turns the estimate off.
   vocabulary, context: of the models, for points with a width.
   starts: of each search of approach 3.
   """

@@ -1,21 +1,22 @@
 """Fused softmax attention on NVIDIA GPUs: no score ever reaches the GPU's memory.
 
 Keys and values come in parts: a layer's own tokens, a cache, the constant tokens of
-token selection. Each part is one run of the kernels. The results of the parts are
-joined by the log of each one's softmax denominator, and given the joint log, the
-backward pass of each part is independent of the others. So nothing is concatenated, and
-the compiler drops the gradient of a part whose gradient nobody uses.
+token selection. The kernels run once for each part. The log of each part's softmax
+denominator joins the results. Given the joint log, the backward pass of each part is
+independent of the others. So nothing is concatenated, and the compiler drops the
+gradient of a part if nothing uses it.
 
 Stamps. One int32 per token says where it is: (segment - 1) * span + position. A query
 sees a key if 0 <= its stamp - the key's stamp < window. A later key gives a negative
 difference; a key of another segment gives a negative one or, as span is twice the
 number of tokens, one that no window reaches. Padding has a stamp that fails for all.
-Causality, packing, windows, padding and tokens in any order are thus one subtraction
-and one comparison.
+So one subtraction and one comparison handle causality, packing, windows, padding and
+tokens in any order.
 
-Bounds. From the smallest and largest stamps of each tile follows which tiles of queries
-and keys may see each other, and between which nothing needs to be masked. Tiles that
-nobody sees are not loaded. Any order of tokens is right; the usual order is fast.
+Bounds. The smallest and largest stamps of each tile say which tiles of queries and keys
+may see each other, and which pairs of tiles need no mask. Tiles that no query sees are
+not loaded. Any order of tokens gives the right result. The usual order is fast, because
+then most tiles need no mask or are not loaded.
 
 The arguments of `forward`, `backward` and `attend` are those of jaxpeft's `attend`.
 Axes: B batch, K key/value heads, G query heads per key/value head, T queries, S keys of
@@ -40,7 +41,7 @@ _NOTHING = -1.0e30  # the log of the denominator of a query that sees no key
 def usable(q, kv) -> bool:
   """Whether the kernels can compute attention of q to the parts kv.
 
-  They want 16-bit numbers, all of one dtype, head_dim of at most 256, at most
+  They need 16-bit numbers, all of one dtype, head_dim of at most 256, at most
   `MOST_TOKENS` keys, and a GPU that `attention_tiles` knows.
 
   Args:

@@ -1,10 +1,10 @@
 """Tile sizes of the attention kernels, by architecture and head_dim.
 
-Each is the one, of those tried, whose compiled code has the fewest instructions for a
-score in its inner loops without spilling registers there, and which fits the shared
-memory of a program. None has been timed.
+Of the tiles that were tried, these have the fewest compiled instructions per score in
+the inner loops. They spill no registers there, and fit into the shared memory of a
+program. None has been timed.
 
-A soft cap takes more registers, so it has tiles of its own.
+A soft cap needs more registers, so there are separate tiles for it.
 """
 
 from typing import NamedTuple

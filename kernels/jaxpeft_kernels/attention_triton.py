@@ -5,13 +5,14 @@ Imports triton.
 Each program owns one tile of queries (`forward`, `backward_q`) or of keys
 (`backward_kv`) of one head. It walks over the tiles of the other kind that its four
 bounds name, in three runs: run 0 from bound 0 to bound 1, and so on. In the middle run
-every query sees every key, so stamps are neither loaded nor compared, and no row lies
-outside an array. One loop with a mask for all would take 1.4 to 1.9 times the
+every query sees every key, so stamps are neither loaded nor compared, and no row is
+outside an array. If one loop masked everything, it would need 1.4 to 1.9 times as many
 instructions there.
 
-A program alone writes its tile of the result, so sums have one order: two runs give the
-same bits. Programs of one head follow each other, so that its keys or queries stay in
-the L2 cache. Exponentials are powers of 2, because a GPU has no other instruction.
+Only one program writes a tile of the result, so its sums always have the same order,
+and two runs give the same bits. Programs of one head follow each other, so the keys or
+queries of this head stay in the L2 cache. Exponentials are computed as powers of 2: a
+GPU has an instruction for these only.
 
 Axes: B batch, H query heads, K key/value heads, G = H / K, T queries, S keys, N
 head_dim. WIDE is N rounded up to a power of 2, which Triton's tiles need. ROWS and KEYS

@@ -20,7 +20,7 @@ class Parametric:
   """L(N, D) = E + A / N^alpha + B / D^beta.
 
   Attributes:
-    A, B, E: positive; the loss without end of parameters and tokens is E nats.
+    A, B, E: positive; E is the loss in nats for unlimited parameters and tokens.
     alpha, beta: the exponents of parameters and of tokens, positive.
   """
 

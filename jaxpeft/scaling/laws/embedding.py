@@ -1,14 +1,14 @@
 """Chinchilla's law seen without the embeddings: Pearce and Song 2024.
 
-Kaplan et al. counted neither the parameters of embeddings nor their FLOPs, Hoffmann et
-al. did. In small models the embeddings are most of the parameters. With N_E parameters
-without embeddings, a model has about N_T = N_E + gamma N_E^(1/3) in all, because N_E
-grows as the cube of the width (at a fixed ratio of width to depth) and the embeddings
-as the width. If Chinchilla's law holds for N_T, then the best N_E for C_E = 6 N_E D
+Kaplan et al. counted neither the parameters of embeddings nor their FLOPs; Hoffmann et
+al. counted both. In small models the embeddings are most of the parameters. A model
+with N_E parameters without embeddings has about N_T = N_E + gamma N_E^(1/3) in all: at
+a fixed ratio of width to depth, N_E grows as the cube of the width, and the embeddings
+grow as the width. If Chinchilla's law holds for N_T, the best N_E for C_E = 6 N_E D
 FLOPs is no power of C_E. Its local exponent is beta / (alpha / 3 + beta) for tiny
 models and beta / (alpha + beta) for large ones. Between them, where N_E is about
-(gamma / 3)^1.5, it rises almost to 1. A line through the sizes of Kaplan et al. sees
-about their 0.73.
+(gamma / 3)^1.5, it rises almost to 1. A line through the sizes of Kaplan et al. gives
+about their exponent, 0.73.
 
 Source: Pearce and Song 2024, arXiv 2406.12907, equations 8 to 13.
 """

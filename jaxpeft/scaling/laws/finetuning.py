@@ -1,9 +1,9 @@
 """The multiplicative law of fine-tuning, Zhang et al. 2024.
 
-L(X, D) = A / (X^alpha D^beta) + E, with D rows (or tokens) of fine-tuning data and X
-another thing that is scaled: the parameters of the base, its pretraining tokens, or the
-parameters of the adapter. Unlike Chinchilla's sum, the product says that X and D help
-each other: data is worth more in a larger model.
+L(X, D) = A / (X^alpha D^beta) + E, with D rows (or tokens) of fine-tuning data. X is
+another quantity that is scaled: the parameters of the base, its pretraining tokens, or
+the parameters of the adapter. In the product, unlike in Chinchilla's sum, the same
+factor in D lowers L - E by the same share at every X.
 
 Source: Zhang et al. 2024, "When Scaling Meets LLM Finetuning", ICLR, arXiv 2402.17193,
 equation 1.
@@ -22,7 +22,7 @@ class Multiplicative:
     A: positive.
     E: the floor in nats, not negative.
     alpha, beta: the exponents of X and of D. An alpha near 0, as the authors find for
-      the rank of LoRA, says that X hardly matters.
+      the rank of LoRA, means that X hardly matters.
   """
 
   A: float
@@ -42,7 +42,7 @@ class Multiplicative:
 def crossing(first: Multiplicative, second: Multiplicative, x):
   """The D at which two methods have the same loss, if their floors are the same.
 
-  With less data than that, the one with the smaller beta is better. Equation 2 of the
+  With less data, the method with the smaller beta is better. Equation 2 of the
   source: D = H X^gamma, with
   H = (A_1 / A_2)^(1 / (beta_1 - beta_2)) and
   gamma = (alpha_2 - alpha_1) / (beta_1 - beta_2).

@@ -4,11 +4,12 @@ N counts parameters without embeddings, D tokens, S steps of the optimizer, B to
 a batch. The laws of one variable are `power.Power`.
 
 A training run that reaches the loss L needs at least S_min steps (with huge batches)
-and at least E_min tokens (with tiny ones). Between them lies the critical batch
+and at least E_min tokens (with tiny batches). Between huge and tiny is the critical
+batch
 
   B_crit(L) = B_star / L^(1 / alpha_B) = E_min / S_min,
 
-and a run of S steps with batches of B tokens has done as much as
+and a run of S steps with batches of B tokens reaches the same loss as
 
   S_min = S / (1 + B_crit(L) / B)   steps,   C_min = C / (1 + B / B_crit(L))   FLOPs.
 
@@ -29,8 +30,8 @@ _HALVINGS = 200  # of an interval of losses; float64 stops moving after about 60
 class DataLimited:
   """L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D.
 
-  The loss of a model that is trained on D tokens until it would overfit. It says
-  nothing of how many FLOPs that takes, so there is no optimum of a budget.
+  The loss of a model that is trained on D tokens until it starts to overfit. The law
+  does not say how many FLOPs that takes, so it has no optimum for a budget.
   """
 
   N_c: float

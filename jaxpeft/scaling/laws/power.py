@@ -12,7 +12,7 @@ class Power:
 
   Attributes:
     scale: in the unit of x, positive.
-    alpha: positive; twice the x multiplies the loss by 2^-alpha.
+    alpha: positive; doubling x multiplies the loss by 2^-alpha.
   """
 
   scale: float
@@ -32,7 +32,7 @@ class Allocation:
   """A split of a budget by a power: N = scale C^a, and D = C / (6 N).
 
   Attributes:
-    scale: positive; the best N for a single FLOP, which is only the line's height.
+    scale: positive; the best N at C = 1, an extrapolation that sets the line's height.
     a: the exponent of the best N, between 0 and 1.
     best: the loss as a power of C, if the source gives it.
   """

@@ -1,9 +1,9 @@
 """The laws of the literature, with their published numbers, by name.
 
-Tables 3 and A3 of Hoffmann et al. give no formula for approaches 1 and 2. Their rows
-lie on a power of C within rounding, which is fitted here by least squares of the
-logarithms. Their approach 3 is published rounded; the unrounded numbers are those of
-Besiroglu et al. ("Epoch"), who read them from the paper's source.
+Tables 3 and A3 of Hoffmann et al. give no formula for approaches 1 and 2. Within
+rounding, their rows lie on a power of C. It is fitted here by least squares of the
+logarithms. The constants of approach 3 are published with rounded digits. The unrounded
+ones are from Besiroglu et al. ("Epoch"), who read them from the paper's source.
 """
 
 import numpy as np

@@ -3,8 +3,8 @@
   ln L = ln( e^(c_w) / w^a_w + e^(c_d) / d^a_d + e^(c_n) / N^a_n + e^(c_t) / D^a_t
              + e^e ),
 
-that is, one power each of the width w, the depth d (layers), the parameters N and the
-tokens D above a floor. A variant has no term of N.
+that is, a floor and one power each of the width w, the depth d (layers), the parameters
+N and the tokens D. A variant has no term of N.
 
 Source: McLeish et al. 2025, arXiv 2502.06857; the numbers are from the files
 parameters_delta-3 and parameters_delta-4 of its repository (MIT).

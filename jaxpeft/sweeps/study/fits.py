@@ -1,8 +1,8 @@
 """What a study's tables say: the three approaches, and the known entropy as a check.
 
-Approach 1 takes the training curves, approaches 2 and 3 the ends of runs. Approach 3
-estimates E, the loss that no model can beat. Here it is known, so that the fit can be
-compared with the truth, which no study of natural text can do.
+Approach 1 takes the training curves; approaches 2 and 3 take the ends of runs. Approach
+3 estimates E, the loss that no model can beat. Here E is known, so the fit can be
+compared with the true value. No study of natural text can do that.
 """
 
 import json

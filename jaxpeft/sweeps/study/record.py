@@ -1,8 +1,8 @@
 """What a study has measured so far: points.jsonl, and tables made from it.
 
 A line of points.jsonl is one measurement. All lines of a run are written at once, when
-it has ended, and the last of them says so. A process that is killed therefore loses
-only the runs it was training, and they are trained again from their start.
+the run has ended; the last line says that it has. So a killed process loses only the
+runs that it was training. They are trained again from their start.
 """
 
 import csv
