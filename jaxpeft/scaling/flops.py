@@ -1,9 +1,9 @@
 """FLOPs of training per token, by the counting rules of the literature.
 
 A multiplication and an addition are two FLOPs. The backward pass of a matrix product
-takes twice its forward pass: once for the gradient of the input, once for that of the
-weight. So a weight costs 6 FLOPs per token in training, and what the rules disagree on
-is which weights, and which products without weights, count:
+costs twice its forward pass: once for the gradient of the input, once for that of the
+weight. So a weight costs 6 FLOPs per token in training. The rules disagree on which
+weights count, and on which products without weights count:
 
   6n                6 N, all parameters, embeddings included [Hoffmann 2022]
   kaplan            6 N, without embeddings and output head [Kaplan 2020, section 2.1]
@@ -199,7 +199,8 @@ def gemstones(width, depth, vocabulary: int = 50_304, context: int = 2048):
 def finetuning(frozen: float, trained: float) -> float:
   """FLOPs per token of a fine-tune with frozen and trained weights, without attention.
 
-  A frozen weight needs no gradient of its own, so it costs 4 instead of 6. This holds
-  where trained weights are in the first layer; gradients need not go below the lowest.
+  A frozen weight needs no gradient of its own, so it costs 4 FLOPs instead of 6. This
+  holds if the first layer has trained weights. Otherwise the layers below the lowest
+  trained weight cost less, because no gradient passes through them.
   """
   return 4.0 * frozen + 6.0 * trained

@@ -1,9 +1,9 @@
 """Approach 1: the models that no cheaper model beats, and the power of C they follow.
 
-`hull` takes the corners of the convex hull of (ln C, ln L) from below, as the Gemstones
-do. `envelope` takes the lowest of all training curves at each of 1,500 budgets, as
-Hoffmann et al. do; it needs curves of several points. A line through ln N against ln C
-of what was taken gives N_opt = scale * C^a, and the same for D.
+`hull` takes the corners of the lower convex hull of (ln C, ln L), as the Gemstones do.
+`envelope` takes the lowest of all training curves at each of 1,500 budgets, as Hoffmann
+et al. do; it needs curves of several points. A line of ln N against ln C through these
+models gives N_opt = scale * C^a. A second line does the same for D.
 
 Sources: Hoffmann et al. 2022, section 3.1; McLeish et al. 2025 ("Gemstones"), whose
 numbers `hull` gives to 6 decimals.

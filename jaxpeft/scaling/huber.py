@@ -7,8 +7,8 @@ A law of K quantities x_1, ..., x_K (for Chinchilla N and D) predicts
 The objective is the sum over points of Huber's loss of r = ln L_predicted - ln L: it is
 r^2 / 2 up to delta, and linear beyond. It has flat valleys where a careless search
 stops. So the search starts from many places with L-BFGS and ends with Newton's method.
-It works on z = ln x - mean(ln x), in which the parameters hardly depend on each other,
-on the objective divided by about delta^2, and in float64.
+It uses z = ln x - mean(ln x), for which the parameters hardly depend on each other. It
+divides the objective by about delta^2, and computes in float64.
 
 Axes: P points, K quantities, T = 2 K + 1 parameters (c_1, ..., alpha_1, ..., e), S
 starts or samples. All functions are to be called in `jax.enable_x64(True)`.

@@ -1,10 +1,10 @@
 """Approach 2: for each budget, the size at the bottom of a parabola; then a line.
 
-A budget's parabola is that of ln L against ln N, through the models within a factor
-of 6 of the best measured one, or through the 5 nearest where these are fewer. A budget
-whose best model is its smallest or largest, or whose parabola has no bottom among its
-models, is left out. Sources: Hoffmann et al. 2022, section 3.2; Porian et al. 2024, who
-also work in logarithms and leave such budgets out.
+A budget's parabola is that of ln L against ln N. It goes through the models within a
+factor of 6 of the best measured size, or through the 5 nearest if these are fewer. A
+budget is left out if its best model is its smallest or largest, or if its parabola has
+no minimum between its models. Sources: Hoffmann et al. 2022, section 3.2; Porian et al.
+2024, who also work in logarithms and leave such budgets out.
 """
 
 import dataclasses
@@ -176,8 +176,8 @@ def _between(points: Points, count: int = 8) -> list[tuple[float, Points]]:
 def bootstrap(of: IsoFlop, samples: int, seed: int = 0) -> np.ndarray:
   """float64[samples, 2]: a and b, with the parabolas' residuals drawn with replacement.
 
-  Residuals of all budgets are drawn together, and enlarged by what three coefficients
-  of a parabola take from them.
+  Residuals of all budgets are drawn together. They are enlarged first, because a fit of
+  three coefficients makes the residuals of a parabola too small.
   """
   rng = np.random.default_rng(seed)
   good = [p for p in of.parabolas if p.best]

@@ -1,8 +1,8 @@
 """What a budget of FLOPs buys under a law: sizes, loss, and hours of devices.
 
-The interval of a loss is that of the law's numbers: it says how well the data of the
-fit pin down the law, not whether the law holds for another tokenizer, data or far
-beyond the fitted sizes. `notes` says the latter.
+The interval of a loss shows how uncertain the law's constants are. It does not say
+whether the law holds for another tokenizer, for other data, or far beyond the fitted
+sizes. `notes` says where a plan is beyond them.
 
 Peaks are dense products in bfloat16 (float16 where a card has no bfloat16), from the
 data sheets of NVIDIA, AMD and Google.
@@ -64,7 +64,7 @@ class Plan:
   flops: the budget C.
   n: parameters; d: tokens; ratio: tokens for each parameter.
   loss: in nats per token.
-  penalty: how much a size that was given costs: its loss above the best, in nats.
+  penalty: how far the loss of a given size is above the best loss, in nats.
   shape: (width, depth), if the law says them.
   device_hours: of one device.
   notes: sentences about what not to trust.
@@ -119,7 +119,7 @@ def plan(
     fitted: the law.
     flops: the budget, C = 6 N D.
     card: a key of CARDS.
-    mfu: the share of the card's peak that 6 N D FLOPs per token reach.
+    mfu: the share of the card's peak that training reaches, counting 6 N D FLOPs.
     n: parameters; default the best for the budget.
     level: of the intervals.
   Raises:

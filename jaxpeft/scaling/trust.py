@@ -1,8 +1,8 @@
 """What speaks against a fit: warnings in plain words, each with what to do about it.
 
-The early-stopping trap: Hoffmann's objective is flat where their published numbers are,
-so a search that minimizes the mean over points, or stops at a usual tolerance, ends
-where it started. Besiroglu et al. 2024 found this in the published fit.
+The early-stopping trap: the objective of Hoffmann et al. is flat at their published
+constants. A search that minimizes the mean over points, or stops at a usual tolerance,
+ends where it started. Besiroglu et al. 2024 found this in the published fit.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ _FAR = 10.0  # times the range of the data
 class Quality:
   """How well a law describes its points.
 
-  rms: root of the mean square of ln L predicted - ln L, about the relative error.
-  largest: the largest of these, and `worst` the row of its point.
+  rms: root of the mean square of ln L predicted - ln L; about the relative error.
+  largest: the ln L predicted - ln L that is farthest from 0; `worst` is its row.
   r2: the share of the variance of ln L that the law explains.
   influence: float64[P], how a changes without each point; None if not computed.
   """
@@ -55,9 +55,9 @@ def quality(fit: Fit, influence: bool = True) -> Quality:
 def stopped(points: Points, law, delta: float = parametric.DELTA):
   """The law where a careless search that begins at `law` ends.
 
-  L-BFGS on the mean over points, in ln x, until a step lowers it by less than
-  2.2e-9 * max(1, mean): the default of scipy's L-BFGS-B. The mean is about 1e-6, so
-  that this is soon: the early-stopping trap.
+  It runs L-BFGS on the mean over points, in ln x, until a step lowers the mean by less
+  than 2.2e-9 * max(1, mean), the default of scipy's L-BFGS-B. The mean is about 1e-6,
+  so the search stops after a few steps: this is the early-stopping trap.
   """
   logs, y, _ = parametric.arrays(points, delta, parametric.PARAMETERS)
   theta = parametric.theta_of(law)

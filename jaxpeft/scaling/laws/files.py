@@ -1,8 +1,8 @@
 """Laws with their uncertainty, and JSON files of them.
 
 A file is one object: {"law": "parametric", "A": ..., "B": ..., "E": ..., "alpha": ...,
-"beta": ...}, with the numbers of the law by their names; those of a law inside a law
-have its field before a point, as in "law.A". Optional are
+"beta": ...}, with the numbers of the law by their names. The names of numbers of a law
+inside a law begin with its field, as in "law.A". Optional are
 
   source      where the numbers are from, one line
   counts      what N counts: "all" or "without embeddings"

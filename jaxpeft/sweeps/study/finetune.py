@@ -1,8 +1,8 @@
 """A study of fine-tuning: the held-out loss against trained parameters and data.
 
-Each run trains LoRA of one rank on one number of rows, once over them, with a schedule
-of its own. If there are several learning rates, the best one of each rank and number of
-rows counts. The runs follow one another and share the base model.
+Each run trains a LoRA of one rank for one pass over one number of rows, with its own
+schedule. If there are several learning rates, only the best one for each rank and
+number of rows counts. The runs are trained one after another and share the base model.
 """
 
 import csv
@@ -96,7 +96,7 @@ def run(config, out: str) -> str:
 
 
 def best(lines: list[dict]) -> list[dict]:
-  """The line of the least loss for each rank, number of rows and seed."""
+  """The line with the lowest loss for each rank, number of rows and seed."""
   found: dict = {}
   for line in lines:
     key = line["rank"], line["d"], line["seed"]

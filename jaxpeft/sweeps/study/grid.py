@@ -93,8 +93,8 @@ def sizes(config) -> list[Size]:
   """The shapes of a study's models, in the order of `scaling.sizes`.
 
   Raises:
-    InputError: one is no WIDTHxDEPTH, is there twice, or has a width that four heads do
-      not divide.
+    InputError: one is no WIDTHxDEPTH, is there twice, is too large, or has a width that
+      is no multiple of 8 (four heads of an even size).
   """
   found = []
   for text in config.scaling.sizes:
@@ -120,8 +120,8 @@ def sizes(config) -> list[Size]:
 def transformer(config, size: Size) -> Transformer:
   """A Llama-shaped model whose head is its embedding, without weights.
 
-  So every parameter but the norms is used in exactly one product per token, and a
-  training step takes 6 N FLOPs per token besides those of attention.
+  So every parameter except those of norms is used in exactly one product per token. A
+  training step takes 6 N FLOPs per token, and those of attention.
   """
   shape = ModelConfig(
     family="llama", vocab_size=config.scaling.text.vocabulary, width=size.width,
@@ -147,11 +147,11 @@ def _parameters(shape: ModelConfig) -> tuple[int, int]:
 
 
 def runs(config) -> list[Run]:
-  """All runs of a study, each size from the least budget to the largest.
+  """All runs of a study, each size from the smallest budget to the largest.
 
-  The steps of a run are those whose 6 N D FLOPs come nearest to its budget. What has
-  fewer than `FEWEST` steps, or tokens per parameter out of the range that is asked for,
-  is left out.
+  A run has the number of steps whose 6 N D FLOPs come nearest to its budget. Left out
+  are runs with fewer than `FEWEST` steps, and runs whose tokens per parameter are
+  outside `scaling.tokens_per_parameter`.
 
   Raises:
     InputError: nothing is left.

@@ -1,8 +1,8 @@
 """Trains several models of one shape in one program: seeds, or learning rates.
 
 The model, its optimizer and its training step are those of `experiment.make`, with all
-weights trained. Here the step is mapped over the members of a group and scanned over
-steps, and the text is drawn on the fly inside the same program.
+weights trained. This module maps the step over the members of a group, and scans it
+over steps. The text is drawn inside the same program.
 Axes: G members, S steps of a chunk, B rows, T tokens, V vocabulary, K order.
 """
 
@@ -73,10 +73,9 @@ class Group:
   def losses(self, state) -> np.ndarray:
     """float64[G]: held-out losses in nats per token; infinite where a run diverged.
 
-    The same rows are scored for all models of a study. What is measured is the mean
-    Kullback-Leibler divergence from the text's true distribution of the next token,
-    which fluctuates less than -log p of the tokens that were drawn. The loss is this
-    plus the text's entropy.
+    All models of a study are scored on the same rows. The loss is the text's entropy
+    plus the mean Kullback-Leibler divergence of the model's distribution of the next
+    token from the true one. It fluctuates less than -log p of the drawn tokens.
     """
     found = self._score(state.trainable, self._source.chain)
     found = np.asarray(found, np.float64) + self._source.entropy
@@ -135,9 +134,9 @@ def held_out_text(config, chain):
 def rates(config, rate: float, steps: int) -> np.ndarray:
   """float64[steps]: the learning rates of a run with a peak rate; `optim` has the form.
 
-  The schedule ends with the run: a run whose budget is smaller is no prefix of a larger
-  one. Otherwise the smaller budgets would be measured at too high a rate, which biases
-  the fit [Hoffmann et al. 2022, section 3 and appendix B].
+  The schedule ends with the run, so a run with a smaller budget is not a prefix of a
+  run with a larger one. In a prefix the rate would still be high, and this biases the
+  fit [Hoffmann et al. 2022, section 3 and appendix B].
   """
   o = config.optim
   schedule = optimizer.schedule(rate, o.schedule, o.warmup, o.final_lr, steps)

@@ -1,8 +1,8 @@
 """Runs a study: tunes learning rates, pretrains what is missing, and writes tables.
 
-Each size is a task of its own, and there are as many threads as cores. Each run starts
-anew, with a schedule that ends when its budget does. Measurements before its end are
-written, too, as a training curve.
+Each size is one task, and there are as many threads as cores. Each run starts from new
+weights, and its schedule ends with its budget. The measurements before the end of a run
+are written, too; they are its training curve.
 """
 
 import math
@@ -84,8 +84,8 @@ def learning_rates(config, lines: list[dict]) -> dict[str, float]:
   """The learning rate of each size, from the runs that tuned some of them.
 
   The best rate of a tuned size is the vertex of a parabola in log(rate) through the
-  three rates around the best one. A line in log(size) through these gives every size
-  its rate; with one tuned size it is the same for all.
+  three rates around the best one. A line in log(size) through these best rates gives
+  the rate of every size. With one tuned size, the rate is the same for all.
 
   Args:
     config: of the study.

@@ -3,12 +3,12 @@
 Each token is drawn in two steps: first how many of the tokens before it count (0 to
 `order`), then one of a few candidates that a fixed random table lists for exactly these
 tokens. Both draws have fixed probabilities; candidates are themselves drawn from Zipf's
-law. So a few contexts are frequent, most are rare (which rewards more text), and there
-are more tables to know than a small model can store (which rewards size).
+law. A few contexts are frequent and most are rare, so more text helps. A small model
+cannot store all tables, so a larger model helps.
 
 The text is a Markov chain over its last `order` tokens. Its stationary distribution is
-computed, not sampled, and with it the entropy per token: the loss that no model can
-beat, E in a scaling law. Rows start in the stationary distribution.
+computed, not sampled. From it follows the entropy per token. No model can have a lower
+loss; it is E in a scaling law. Rows start in the stationary distribution.
 Axes: R rows, T tokens, V vocabulary, K order, M candidates.
 """
 
