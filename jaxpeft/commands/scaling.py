@@ -74,13 +74,14 @@ def plan(args):
   """Prints what budgets buy."""
   import dataclasses
   import json
-  import pathlib
 
   from jaxpeft import console
+  from jaxpeft.commands import scaling_files
   from jaxpeft.errors import InputError
   from jaxpeft.scaling import plan as planning
   from jaxpeft.scaling import plan_picture
 
+  scaling_files.check(out=args.out, plot=args.plot)
   budgets = [_number(x, "--flops") for x in args.flops.split(",") if x]
   if not 1 <= len(budgets) <= 100:
     raise InputError(f"--flops={args.flops[:60]} is not 1 to 100 budgets")
@@ -107,7 +108,7 @@ def plan(args):
     found = dict(law=args.law, source=fitted.source, counts=fitted.counts)
     found |= dict(card=args.card, cards=args.cards, mfu=args.mfu, level=args.level)
     found["plans"] = rows  # type: ignore[assignment]
-    pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
+    scaling_files.write(args.out, json.dumps(found, indent=1))
   if args.plot:
     plan_picture.draw(fitted, plans, args.plot, args.law, args.level)
     console.say(f"plot: {args.plot}")
@@ -131,6 +132,8 @@ def flops(args):
   if not 1 <= args.context <= 10**9:
     raise InputError(f"--context={args.context} is not from 1 to 1,000,000,000")
   tokens = 1.0 if args.tokens is None else _number(args.tokens, "--tokens")
+  if not 0 < tokens <= 1e60:  # NaN, too
+    raise InputError(f"--tokens={args.tokens[:60]} is not above 0, up to 1e60")
   shape = counting.Shape.of(_config(args.model))
   console.say(
     f"{args.model}: {shape.total:,} weights, {shape.body:,} without embeddings"

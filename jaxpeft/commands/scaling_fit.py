@@ -60,13 +60,16 @@ def data_flags(parser):
 def fit(args):
   """Prints what an approach finds in a table of losses."""
   import json
-  import pathlib
 
   from jaxpeft import console
+  from jaxpeft.caches import compiled
+  from jaxpeft.commands import scaling_files
   from jaxpeft.errors import InputError
   from jaxpeft.scaling import figures, laws, parametric, report, results, trust
   from jaxpeft.scaling import plan as planning
 
+  scaling_files.check(out=args.out, result=args.result, plot=args.plot)
+  compiled.enable()
   points = _points(args, args.approach)
   options = results.Options(
     args.frontier, _several(args.budgets, "--budgets"), args.within, args.delta,
@@ -88,10 +91,10 @@ def fit(args):
   if args.out:
     if result.fitted is None:
       raise InputError(f"--out={args.out}: the fit gives no law that can be written")
-    laws.write(result.fitted, args.out)
+    scaling_files.write(args.out, json.dumps(laws.to_json(result.fitted)))
   if args.result:
     text = json.dumps(report.as_json(result), indent=1)
-    pathlib.Path(args.result).write_text(text + "\n")
+    scaling_files.write(args.result, text)
   if args.plot:
     figures.draw(result, points, args.plot)
 
@@ -121,26 +124,35 @@ def sensitivity(args):
   import pathlib
 
   from jaxpeft import console
+  from jaxpeft.caches import compiled
+  from jaxpeft.commands import scaling_files
   from jaxpeft.errors import InputError
   from jaxpeft.scaling import sensitivity as choosing
   from jaxpeft.scaling import spread
 
+  scaling_files.check(out=args.out, plot=args.plot)
+  if not 1 <= args.starts <= 100_000:
+    raise InputError(f"--starts={args.starts} is not from 1 to 100,000")
+  if not 0 <= args.context <= 10**9:
+    raise InputError(f"--context={args.context} is not from 0 to 1,000,000,000")
+  compiled.enable()
   points = _points(args, 3)
-  approaches = tuple(int(x) for x in _several(args.approaches, "--approaches"))
+  approaches = tuple(_several(args.approaches, "--approaches"))
   if not approaches or not set(approaches) <= {1, 2, 3}:
     raise InputError(f"--approaches={args.approaches[:60]} are not of 1,2,3")
   if not 0 <= args.gamma < float("inf"):
     raise InputError(f"--gamma={args.gamma} is not a number from 0")
   c = _number(args.flops, "--flops")
+  which = tuple(sorted({int(x) for x in approaches}))
   choices = choosing.Choices(
-    args.by, approaches, args.gamma, args.vocabulary, args.context, args.starts
+    args.by, which, args.gamma, args.vocabulary, args.context, args.starts
   )
   found = choosing.run(points, c, choices)
   console.say(spread.text(found, c))
   if args.out:
     rows = [dataclasses.asdict(one) for one in found]
     text = json.dumps(dict(flops=c, outcomes=rows), indent=1)
-    pathlib.Path(args.out).write_text(text + "\n")
+    scaling_files.write(args.out, text)
   if args.plot:
     title = f"{pathlib.Path(args.data).name}: one table, {len(found)} fits"
     spread.draw(found, c, title, args.plot)
@@ -157,9 +169,20 @@ def _points(args, approach: int):
     if not equals:
       raise InputError(f"--where={word} is not COLUMN=VALUE")
     points = points.where(column, value)
+  if len(points) < tables.LEAST:
+    raise InputError(
+      f"--where leaves {len(points)} points; a fit needs at least {tables.LEAST}"
+    )
+  if not 1 <= args.vocabulary <= 10**9:
+    raise InputError(f"--vocabulary={args.vocabulary} is not from 1 to 1,000,000,000")
   if args.no_embeds is not None:
     default = 1 if approach == 3 else 2
     points = points.without_embeddings(args.no_embeds or default, args.vocabulary)
+  if not 0 <= args.drop_highest <= len(points) - tables.LEAST:
+    raise InputError(
+      f"--drop_highest={args.drop_highest} is not from 0 to "
+      f"{len(points) - tables.LEAST}: {tables.LEAST} of {len(points)} points must stay"
+    )
   return points.without_highest(args.drop_highest)
 
 
@@ -168,8 +191,8 @@ def _several(text: str, flag: str) -> tuple[float, ...]:
   from jaxpeft.errors import InputError
 
   found = tuple(_number(word, flag) for word in text.split(",") if word.strip())
-  if not all(0 < x < float("inf") for x in found):
-    raise InputError(f"{flag}={text[:60]} has a number that is not positive")
+  if not all(0 < x <= 1e60 for x in found):
+    raise InputError(f"{flag}={text[:60]} has a number that is not above 0, up to 1e60")
   return found
 
 

@@ -13,12 +13,9 @@ def study_flags(parser):
 
 def study(args):
   """Trains what is missing of a study, fits what it gives, and prints the fits."""
-  import pathlib
-
-  from jaxpeft import config_file, console
+  from jaxpeft import config_file
   from jaxpeft.caches import compiled
   from jaxpeft.errors import InputError
-  from jaxpeft.sweeps.study import finetune, fits, pretrain
 
   config = config_file.load(args.config, args.rest)
   out = args.out or config_file.places(args.config)[0]
@@ -28,6 +25,18 @@ def study(args):
       "scaling.sizes and scaling.ranks are two studies, of pretraining and of "
       "fine-tuning; leave one of them empty"
     )
+  try:
+    _study(config, out)
+  except InputError as e:
+    raise InputError(str(e).replace("--workdir", "--out")) from e
+
+
+def _study(config, out: str):
+  import pathlib
+
+  from jaxpeft import console
+  from jaxpeft.sweeps.study import finetune, fits, pretrain
+
   if config.scaling.ranks:
     console.say(finetune.run(config, out))
     console.say(f"\n{out}: points.csv, points.jsonl, law.json, finetuning.png")

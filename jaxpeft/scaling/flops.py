@@ -68,7 +68,7 @@ class Shape:
   @property
   def attention(self) -> int:
     """Weights of the four matrices of attention in a layer."""
-    keys_and_values = 2 * (self.kv_heads or self.heads)
+    keys_and_values = 2 * _kv_heads(self)
     return self.width * self.head_dim * (2 * self.heads + keys_and_values)
 
   @property
@@ -108,6 +108,11 @@ class Shape:
     return self.heads * self.head_dim
 
 
+def _kv_heads(s: Shape):
+  """Heads of keys and values: where `kv_heads` is 0, as many as of queries."""
+  return s.kv_heads + (s.kv_heads == 0) * s.heads
+
+
 def _six_n(s: Shape, _: int) -> float:
   return 6.0 * (s.total - s.body + s.active)
 
@@ -140,7 +145,7 @@ def _products(s: Shape, context: int) -> float:
 
 
 def _gemstones(s: Shape, context: int) -> float:
-  kv, gates = s.kv_heads or s.heads, 3 if s.gated else 2
+  kv, gates = _kv_heads(s), 3 if s.gated else 2
   rotated = 3.5 * (s.heads + kv) * s.head_dim
   queries = 2.0 * (s.heads + 2 * kv) * s.width * s.head_dim + rotated
   # a causal mask halves the scores; flash attention computes them again backwards
@@ -185,8 +190,8 @@ def gemstones(width, depth, vocabulary: int = 50_304, context: int = 2048):
   """FLOPs per token of a Gemstone, as McLeish et al. count them; arrays broadcast.
 
   Args:
-    width: a multiple of 128.
-    depth: layers.
+    width: a multiple of 128, float[...].
+    depth: layers, float[...].
     vocabulary: 0 leaves out the output head, which the authors do for their laws
       without embeddings.
     context: tokens of a sequence.

@@ -13,6 +13,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.scaling.points import Points
 
@@ -147,10 +148,11 @@ def envelope(points: Points, budgets: int = BUDGETS) -> Frontier:
     InputError: fewer than two curves of several points overlap.
   """
   c = np.geomspace(points.c.min(), points.c.max(), budgets)
-  names = [x for x in np.unique(points.run) if (points.run == x).sum() > 1]
+  rows = [own for own in points.rows_of_runs() if len(own) > 1]
+  names = [points.run[own[0]] for own in rows]
   losses, sizes, tokens = (np.full((len(names), budgets), np.nan) for _ in range(3))
-  for i, name in enumerate(names):
-    curve = points.take(points.run == name)
+  for i, own in enumerate(rows):
+    curve = points.take(own)
     curve = curve.take(np.argsort(curve.c, kind="stable"))
     at = np.log(curve.c)
     inside = (c >= curve.c[0]) & (c <= curve.c[-1])
@@ -180,14 +182,15 @@ def bootstrap(points: Points, way: str, samples: int, seed: int = 0) -> np.ndarr
   Samples with too few corners are left out.
   """
   rng = np.random.default_rng(seed)
-  names, number = np.unique(points.run, return_inverse=True)
-  members = [np.flatnonzero(number == i) for i in range(len(names))]
-  found = []
-  for _ in range(samples):
-    drawn = np.unique(rng.integers(len(names), size=len(names)))  # twice is as once
-    try:
-      one = WAYS[way](points.take(np.concatenate([members[i] for i in drawn])))
-    except InputError:
-      continue
-    found.append((one.a, one.b))
+  members, found = points.rows_of_runs(), []
+  with console.Bar("bootstrap", samples, "samples") as bar:
+    for _ in range(samples):
+      drawn = rng.integers(len(members), size=len(members))
+      drawn = np.unique(drawn)  # twice is as once
+      try:
+        one = WAYS[way](points.take(np.concatenate([members[i] for i in drawn])))
+        found.append((one.a, one.b))
+      except InputError:
+        pass
+      bar.update()
   return np.asarray(found).reshape(-1, 2)

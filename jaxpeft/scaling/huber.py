@@ -218,12 +218,14 @@ def minimize(of: Problem, starts: np.ndarray, tolerance: float = 1e-6, steps=STE
   return theta[order], objective[order]
 
 
-def lanes(rows: np.ndarray):
-  """The rows in parts of at most LANES; copies of the last row fill the last part.
+def lane(rows: int) -> int:
+  """The size of a part of `rows` rows: a power of 2, so that few are compiled."""
+  return min(LANES, max(8, 2 ** (rows - 1).bit_length()))
 
-  The size of a part is a power of 2, so that few sizes are compiled.
-  """
-  size = min(LANES, max(8, 2 ** (len(rows) - 1).bit_length()))
+
+def lanes(rows: np.ndarray):
+  """The rows in parts of a size; copies of the last row fill the last part."""
+  size = lane(len(rows))
   rows = np.pad(rows, [(0, -len(rows) % size), (0, 0)], "edge")
   return rows.reshape(-1, size, rows.shape[1])
 

@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxpeft import console
 from jaxpeft.errors import InputError
 from jaxpeft.scaling import frontier
 from jaxpeft.scaling.frontier import Frontier
@@ -63,10 +64,11 @@ def fit(points: Points, budgets=(), within: float = WITHIN) -> IsoFlop:
   Raises:
     InputError: fewer than 3 budgets have a parabola with a bottom.
   """
-  found = tuple(
-    parabola(c, rows.n, rows.d, rows.loss, within)
-    for c, rows in groups(points, budgets)
-  )
+  with console.waiting("looking for budgets"):
+    found = tuple(
+      parabola(c, rows.n, rows.d, rows.loss, within)
+      for c, rows in groups(points, budgets)
+    )
   good = [p for p in found if p.best]
   if len(good) < LEAST:
     raise InputError(
@@ -148,8 +150,7 @@ def _shared(points: Points, ratio: float) -> list[tuple[float, Points]]:
 
 def _between(points: Points, count: int = 8) -> list[tuple[float, Points]]:
   """Curves' losses at budgets between their points."""
-  names = np.unique(points.run)
-  curves = [points.take(points.run == name) for name in names]
+  curves = [points.take(rows) for rows in points.rows_of_runs()]
   curves = [p.take(np.argsort(p.c, kind="stable")) for p in curves if len(p) > 1]
   grid = np.geomspace(points.c.min(), points.c.max(), 200)
   reach = np.array([(grid >= p.c[0]) & (grid <= p.c[-1]) for p in curves])

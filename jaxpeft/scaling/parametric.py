@@ -8,6 +8,7 @@ that the published fit was no minimum; McLeish et al. 2025.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -137,9 +138,10 @@ def fit(
 
 def arrays(points: Points, delta: float, terms):
   """(ln x float64[P, K], ln L float64[P], means of ln x float64[K]), all checked."""
-  if not (isinstance(delta, int | float) and 0 < delta < np.inf):
-    raise InputError(f"delta is {delta}, but must be positive, e.g. --delta=1e-3")
+  if not (isinstance(delta, int | float) and 1e-9 <= delta <= 1e9):
+    raise InputError(f"--delta={delta} is not from 1e-9 to 1e9; 1e-3 is common")
   logs = _logs(points, terms)
+  points.check(3)
   needed = 2 * len(terms) + 1
   if len(points) <= needed:
     raise InputError(
@@ -153,6 +155,11 @@ def arrays(points: Points, delta: float, terms):
         f"there are {count} different values of {name}, but a power of it above a "
         "floor needs at least 3"
       )
+  if np.ptp(np.log(points.loss)) < 1e-9:
+    raise InputError(
+      f"all losses are {points.loss[0]:g}, so they say nothing of n and d; name the "
+      "column of losses, e.g. --columns=loss=LOSS"
+    )
   return logs, np.log(points.loss), logs.mean(0)
 
 
@@ -169,18 +176,28 @@ def refit(fit: Fit, weights: np.ndarray, label: str | None = None) -> np.ndarray
 
   Newton's method starts at the fit. Tests compare it with the full search.
   """
+  return _refit(fit, lambda rows: weights[rows], len(weights), label)
+
+
+def _refit(fit: Fit, weights: Callable, count: int, label: str | None) -> np.ndarray:
+  """As `refit`; weights(int[R]), for consecutive rows, is made part by part.
+
+  All of the weights would not fit into memory if there are many points.
+  """
   logs, y, middle = arrays(fit.points, fit.delta, fit.terms)
   found = []
-  with jax.enable_x64(True), console.Bar(label, len(weights), "samples") as bar:
+  with jax.enable_x64(True), console.Bar(label, count, "samples") as bar:
     of = huber.problem(logs, y, fit.delta)
     start = centered(fit.theta, middle)[None]
-    more = len(of.weights) - weights.shape[1]
-    for part in huber.lanes(np.pad(weights, [(0, 0), (0, more)])):
-      starts = jnp.asarray(np.repeat(start, len(part), 0))
-      theta, _ = huber.refine(of, starts, jnp.asarray(part))
+    size, more = huber.lane(count), len(of.weights) - len(logs)
+    for first in range(0, count, size):
+      own = weights(np.arange(first, min(first + size, count)))
+      part = np.pad(own, [(0, size - len(own)), (0, 0)], "edge")
+      part = jnp.asarray(np.pad(part, [(0, 0), (0, more)]))
+      theta, _ = huber.refine(of, jnp.asarray(np.repeat(start, size, 0)), part)
       found.append(np.asarray(theta))
-      bar.update(min(len(part), len(weights) - sum(map(len, found[:-1]))))
-  return centered(np.concatenate(found)[: len(weights)], middle, back=True)
+      bar.update(len(own))
+  return centered(np.concatenate(found)[:count], middle, back=True)
 
 
 def bootstrap(
@@ -208,14 +225,23 @@ def bootstrap(
   else:
     number = np.arange(len(fit.points))
   count = int(number.max()) + 1
-  drawn = rng.integers(count, size=(samples, count))
-  times = np.stack([np.bincount(row, minlength=count) for row in drawn])
-  return refit(fit, times[:, number].astype(np.float64), "bootstrap")
+
+  def weights(rows):
+    drawn = rng.integers(count, size=(len(rows), count))
+    times = np.stack([np.bincount(row, minlength=count) for row in drawn])
+    return times[:, number].astype(np.float64)
+
+  return _refit(fit, weights, samples, "bootstrap")
 
 
 def leave_one_out(fit: Fit) -> np.ndarray:
   """float64[P, T]: the parameters without each point."""
-  return refit(fit, 1 - np.eye(len(fit.points)), "leaving out points")
+  count = len(fit.points)
+
+  def weights(rows):
+    return (rows[:, None] != np.arange(count)).astype(np.float64)
+
+  return _refit(fit, weights, count, "leaving out points")
 
 
 def exponent(theta: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def named(law: str) -> Fitted:
   """
   if law in PUBLISHED:
     return PUBLISHED[law]
-  if law.endswith(".json"):
+  if law.lower().endswith(".json"):
     return files.read(law)
   raise unknown("law", law, [*PUBLISHED, "FILE.json"])
 
@@ -127,15 +127,15 @@ def plan(
   """
   law = fitted.law
   if not LEAST <= flops <= MOST:  # NaN, too
-    raise InputError(f"a budget of {flops:g} FLOPs is not from {LEAST:g} to {MOST:g}")
+    raise InputError(f"--flops={flops:g} is not from {LEAST:g} to {MOST:g} FLOPs")
   if not 0 < mfu <= 1:
-    raise InputError(f"an MFU of {mfu:g} is not above 0 and at most 1; 0.4 is common")
+    raise InputError(f"--mfu={mfu:g} is not above 0 and at most 1; 0.4 is common")
   if not 0 < level < 1:
-    raise InputError(f"a level of {level:g} is not between 0 and 1, e.g. 0.95")
+    raise InputError(f"--level={level:g} is not between 0 and 1, e.g. 0.95")
   if not hasattr(law, "optimum"):
     raise InputError(
-      f"a law of the kind {type(law).__name__} says nothing of a budget; use one such "
-      "as epoch"
+      f"a law of the kind {type(law).__name__} says nothing of a budget; use another "
+      "--law, such as epoch"
     )
   hours = flops / peak(card) / mfu / 3600
 
@@ -144,17 +144,20 @@ def plan(
     return size, tokens, law.frontier(flops) if n is None else law.loss(size, tokens)
 
   if n is not None:
-    _check_size(law, n)
+    _check_size(law, n, flops)
   drawn = fitted.draws()
   try:
     with np.errstate(all="ignore"):  # checked below
       best, lowest = at(law), law.frontier(flops)
       spread = None if drawn is None else at(drawn)
-    good = all(x is None or 0 < x < math.inf for x in best)
+    good = all(x is None or 0 < x < math.inf for x in best) and min(best[:2]) >= 1
   except (OverflowError, ZeroDivisionError):  # of Python's numbers
     good = False
   if not good:
-    raise InputError(f"this law says nothing of {flops:g} FLOPs: its numbers overflow")
+    raise InputError(
+      f"this law says nothing of --flops={flops:g}: its numbers overflow, or are below "
+      "one parameter or token"
+    )
   penalty = None if n is None else float(best[2] - lowest)
   size, data, loss = (
     _interval(x, None if spread is None else spread[i], level)
@@ -170,12 +173,15 @@ def plan(
   return Plan(flops, size, data, ratio, loss, penalty, shape, hours, notes)
 
 
-def _check_size(law, n: float):
-  if not (math.isfinite(n) and n >= 1):
-    raise InputError(f"{n:g} parameters are not at least 1")
+def _check_size(law, n: float, flops: float):
+  if not 1 <= n <= flops / FLOPS:
+    raise InputError(
+      f"--n={n:g} is not from 1 to {flops / FLOPS:.3g} parameters, which the budget "
+      "trains on one token"
+    )
   if not isinstance(law, Parametric | WithoutEmbedding):
     raise InputError(
-      "this law gives no loss for a size of your choice; use one such as epoch"
+      "--n: this law gives no loss for a size of your choice; use --law=epoch"
     )
 
 

@@ -7,6 +7,7 @@ give the third by C = 6 N D.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
 
@@ -16,6 +17,7 @@ from jaxpeft.errors import InputError, unknown
 from jaxpeft.scaling import rows as tables
 
 FLOPS = 6  # of training, for each parameter and token
+MOST = {1: 100_000, 2: 100_000, 3: 10_000}  # points of an approach
 LEAST = 6  # points: one more than the parameters of the parametric law
 
 # what -> names of columns, compared without case and punctuation; the first found wins
@@ -30,6 +32,7 @@ NAMES = {
   "body": "n_no_embed n_no_embeds non_embedding_params params_no_embed n_e",
   "budget": "budget isoflop",
 }
+_NAME = 200  # letters of a run's name that count
 _POSITIVE = ("n", "d", "c", "loss", "width", "depth", "body", "budget")
 
 
@@ -78,6 +81,20 @@ class Points:
     """Whether some training curve has several points."""
     return len(np.unique(self.run)) < len(self)
 
+  def rows_of_runs(self) -> list[np.ndarray]:
+    """The row numbers of each training curve, by the curves' names."""
+    _, number = np.unique(self.run, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+
+  def check(self, approach: int):
+    """Raises InputError if an approach would take too much memory and time."""
+    if len(self) > (most := MOST.get(approach, len(self))):
+      raise InputError(
+        f"{len(self):,} points are more than the {most:,} of approach {approach}; give "
+        "the ends of the runs, fewer points of each curve, or --where=COLUMN=VALUE"
+      )
+
   def where(self, column: str, value: str) -> "Points":
     """The points with this text in a column.
 
@@ -89,7 +106,8 @@ class Points:
       raise unknown("column", column, known)
     found = known[column] == value
     if not found.any():
-      raise unknown(f"value of {column}", value, np.unique(known[column]))
+      values = np.unique(known[column])
+      raise unknown(f"value of {column}", value, [str(x)[:80] for x in values[:50]])
     return self.take(found)
 
   def without_highest(self, count: int) -> "Points":
@@ -145,10 +163,14 @@ def make(n=None, d=None, loss=None, c=None, run=None, **more) -> Points:
   if len(set(lengths.values())) > 1 or arrays["loss"].ndim != 1:
     raise InputError(f"arrays of points differ in their shapes: {lengths}")
   for name, value in arrays.items():
-    bad = ~(np.isfinite(value) & (value > 0))
+    least, most = tables.limits(name)
+    bad = ~((value >= least) & (value <= most))
     if bad.any():
       at = int(bad.argmax())
-      raise InputError(f"{name} of point {at + 1} is {value[at]}, no positive number")
+      raise InputError(
+        f"{name} of point {at + 1} is {value[at]}, no positive number from {least:g} "
+        f"to {most:g}"
+      )
   if "d" not in arrays:
     arrays["d"] = arrays["c"] / (FLOPS * arrays["n"])
   if "n" not in arrays:
@@ -175,23 +197,25 @@ def read(path, columns: dict[str, str] | str = "", least: int = LEAST) -> Points
       number, or there are too few points; the message names it.
   """
   path = pathlib.Path(path)
-  header, rows = tables.table(path)
+  header, rows, lines = tables.table(path)
   found = _columns(columns, header, path)
   if "step" in header:
-    rows = [row for row in rows if str(row.get("step", "")).strip() not in _ZERO]
+    keep = [str(row.get("step", "")).strip() not in _ZERO for row in rows]
+    rows = list(itertools.compress(rows, keep))
+    lines = list(itertools.compress(lines, keep))
   _enough(len(rows), least, path)
   values = {}
   for what in (*_POSITIVE, "run"):
     if what in found:
       texts = [row.get(found[what], "") for row in rows]
       values[what] = (
-        np.asarray(texts, str)
+        np.asarray([str(text)[:_NAME] for text in texts])
         if what == "run"
-        else tables.numbers(texts, found[what], path)
+        else tables.numbers(texts, what, found[what], path, lines)
       )
   used = set(found.values())
   values["other"] = {
-    name: np.asarray([str(row.get(name, "")) for row in rows])
+    name: np.asarray([str(row.get(name, "")) for row in rows], object)
     for name in header if name not in used
   }  # fmt: skip
   if "c" in found:
@@ -200,9 +224,7 @@ def read(path, columns: dict[str, str] | str = "", least: int = LEAST) -> Points
     if {"width", "depth"} <= set(found):
       from jaxpeft.scaling import flops
 
-      shapes = np.stack([values["width"], values["depth"]], 1)
-      known, row = np.unique(shapes, axis=0, return_inverse=True)
-      each = np.array([flops.gemstones(*shape) for shape in known])[row.ravel()]
+      each = flops.gemstones(values["width"], values["depth"])
       values |= dict(c=each * values["d"], counted="n as given, C as Gemstones count")
   return make(**values)
 

@@ -10,7 +10,7 @@ from jaxpeft.scaling import frontier, isoflop, laws, parametric, trust
 from jaxpeft.scaling.points import Points
 
 APPROACHES = (1, 2, 3)
-CHINCHILLA = 5.76e23  # FLOPs
+_INFLUENCE = 2_000  # points: among more, no single one decides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run(points: Points, approach: int, options: Options = Options()) -> Result:
     InputError: an option is out of its range, or the points do not allow the fit.
   """
   if approach not in APPROACHES:
-    raise InputError(f"approach {approach} is not 1, 2 or 3")
+    raise InputError(f"--approach={approach} is not 1, 2 or 3")
   o = options
   if o.samples is None:
     o = dataclasses.replace(o, samples=4_000 if approach == 3 else 1_000)
@@ -109,6 +109,9 @@ def run(points: Points, approach: int, options: Options = Options()) -> Result:
     raise InputError(f"--within={o.within} is not a factor above 1")
   if not 1 <= o.starts <= 100_000:
     raise InputError(f"--starts={o.starts} is not from 1 to 100,000")
+  if not 0 <= o.seed < 2**64:
+    raise InputError(f"--seed={o.seed} is not from 0 to {2**64 - 1}")
+  points.check(approach)
   if approach == 3:
     return _third(points, o)
   return _powers(points, approach, o)
@@ -116,6 +119,8 @@ def run(points: Points, approach: int, options: Options = Options()) -> Result:
 
 def _powers(points: Points, approach: int, o: Options) -> Result:
   """Approaches 1 and 2: lines through optimal models."""
+  if len(np.unique(points.n)) < 2:
+    raise InputError(f"all points have n = {points.n[0]:g}; add other sizes")
   count = o.samples or 0
   if approach == 1:
     source = front = frontier.WAYS[o.frontier](points)
@@ -129,7 +134,7 @@ def _powers(points: Points, approach: int, o: Options) -> Result:
     number("a", front.a, samples, 0, o.level), number("b", front.b, samples, 1, o.level)
   ]  # fmt: skip
   lost = count - len(drawn)
-  warned = trust.data(points)
+  warned = trust.data(points) + trust.copies(points)
   if lost > 0.1 * count:
     warned.append(
       f"{lost} of {count} bootstrap samples gave no line: the optimum rests on few "
@@ -171,7 +176,7 @@ def _third(points: Points, o: Options) -> Result:
   terms = parametric.terms_of(o.law)
   fit = parametric.fit(points, o.delta, terms, o.starts, o.seed)
   samples = parametric.bootstrap(fit, o.samples, o.seed) if o.samples else None
-  found = trust.quality(fit)
+  found = trust.quality(fit, influence=len(points) <= _INFLUENCE)
   numbers = [
     number(name, value, drawn, None, o.level)
     for name, value, drawn in _named(fit.theta, samples, terms)
@@ -268,7 +273,12 @@ def shown(points: Points, o: Options) -> tuple[float, ...]:
 
 
 def _budget(c: float, optimum, several, level: float) -> Budget:
-  n, d = (float(x) for x in optimum(c))
+  try:
+    n, d = (float(x) for x in optimum(c))
+  except (OverflowError, ZeroDivisionError):  # of Python's numbers
+    n = d = float("nan")
+  if not (n > 0 and np.isfinite([n, d]).all()):
+    raise InputError(f"the law of these data overflows at {c:.3g} FLOPs; add points")
   if several is None:
     return Budget(c, n, d, d / n)
   tail = 50 * (1 - level)

@@ -99,7 +99,7 @@ def warnings(fit: Fit, samples: np.ndarray | None, found: Quality | None) -> lis
     samples: float64[S, T] of its bootstrap, if there is one.
     found: its quality, if that was computed.
   """
-  said = search(fit) + identified(fit, samples) + data(fit.points)
+  said = search(fit) + identified(fit, samples) + data(fit.points) + copies(fit.points)
   if found is not None and found.influence is not None:
     said += _influence(fit, samples, found.influence)
   said += _outliers(fit)
@@ -167,6 +167,18 @@ def data(points: Points) -> list[str]:
       "--where=COLUMN=VALUE"
     )
   return said
+
+
+def copies(points: Points) -> list[str]:
+  """Whether points occur twice."""
+  every = np.stack([points.n, points.d, points.loss], 1)
+  same = len(every) - len(np.unique(every, axis=0))
+  if not same:
+    return []
+  return [
+    f"{same} points are copies of others, with the same N, D and loss: they count "
+    "twice, and make the intervals too narrow; leave them out"
+  ]
 
 
 def _influence(fit: Fit, samples, moved: np.ndarray) -> list[str]:

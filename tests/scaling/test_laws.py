@@ -402,7 +402,7 @@ GOOD = dict(law="parametric", A=400.0, B=2000.0, E=1.8, alpha=0.34, beta=0.37)
     (dict(source=5), "source is '5', no text"),
     (dict(span=[1]), "span must be like"),
     (dict(span={"n": [2, 1]}), "span of n is 2 to 1"),
-    (dict(samples={"A": [1, 2]}), "samples must have a list for each of A, B"),
+    (dict(samples={"A": [1, 2]}), "samples need lists of A, B"),
     (dict(samples={k: [1] for k in ORDER}), "one length"),
     (
       dict(samples={k: ["x", 1] for k in ORDER}),

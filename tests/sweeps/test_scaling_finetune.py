@@ -72,11 +72,21 @@ def test_a_run_trains_lora_of_its_rank_on_its_rows():
     (dict(rows=()), "no runs"),
     (dict(rows=(1.5,)), r"scaling\.rows: 1\.5"),
     (dict(rates=(-1.0,)), r"scaling\.rates: -1"),
+    (dict(rates=("a",)), r"scaling\.rates: 'a'"),
+    (dict(ranks=(1, 1)), r"scaling\.ranks \(1, 1\) has a value twice"),
   ],
 )
 def test_wrong_options_get_one_line(changes, says, tmp_path):
   with pytest.raises(InputError, match=says):
     finetune.run(study(**changes), str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_missing_leaves_no_directory(tmp_path):
+  config = study()
+  config.model.source = "nowhere"
+  with pytest.raises(InputError, match="nowhere"):
+    finetune.run(config, str(tmp_path / "out"))
   assert not (tmp_path / "out").exists()
 
 

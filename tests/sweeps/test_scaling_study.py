@@ -130,6 +130,7 @@ def test_no_text_is_seen_twice():
     (dict(orders=(0.5, 0.6)), "sum to 1"),
     (dict(orders=(0.0, 1.0)), "above 0"),
     (dict(orders=(1.0,)), "two orders"),
+    (dict(orders=("a", "b")), "orders: 'a' is no number"),
     (dict(candidates=0), "candidate"),
     (dict(zipf=-1.0), "zipf"),
     (dict(seed=-1), "seed"),
@@ -266,6 +267,8 @@ def test_rates_are_tuned_by_a_parabola_and_a_line():
     (dict(budgets=(3.5e6, 3.50001e6)), "equal to four digits"),
     (dict(seeds=0), r"scaling\.seeds 0"),
     (dict(rates=()), r"scaling\.rates"),
+    (dict(rates=(1e-2, 1e-2)), r"scaling\.rates .* twice"),
+    (dict(tune_tokens=1e12, rates=(1e-2, 2e-2)), r"scaling\.tune_tokens give a run"),
     (dict(tokens_per_parameter=(1.0,)), "two numbers"),
     (dict(held_out=0), r"scaling\.held_out 0"),
   ],
@@ -273,6 +276,17 @@ def test_rates_are_tuned_by_a_parabola_and_a_line():
 def test_wrong_options_get_one_line_and_write_nothing(changes, says, tmp_path):
   with pytest.raises(InputError, match=says):
     pretrain.run(study(**changes), str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  ("section", "key"), [("optim", "schedule"), ("optim", "name"), ("objective", "name")]
+)
+def test_an_unknown_name_leaves_no_directory(section, key, tmp_path):
+  config = study()
+  config[section][key] = "foo"
+  with pytest.raises(InputError, match=r"unknown .*foo"):
+    pretrain.run(config, str(tmp_path / "out"))
   assert not (tmp_path / "out").exists()
 
 

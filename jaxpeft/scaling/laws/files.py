@@ -139,8 +139,7 @@ def to_json(fitted: Fitted) -> dict:
 
 def write(fitted: Fitted, path):
   """Writes a file that `read` reads."""
-  text = json.dumps(to_json(fitted), allow_nan=False)
-  pathlib.Path(path).write_text(text + "\n")
+  pathlib.Path(path).write_text(json.dumps(to_json(fitted), allow_nan=False) + "\n")
 
 
 def read(path) -> Fitted:
@@ -150,12 +149,15 @@ def read(path) -> Fitted:
     InputError: the file is no law; the message names the key.
   """
   path = pathlib.Path(path)
-  if path.stat().st_size > _BYTES:
-    raise InputError(f"{path} has more than {_BYTES:,} bytes, too many for a law")
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    large = path.stat().st_size > _BYTES
+    found = None if large else json.loads(path.read_text(encoding="utf-8"))
+  except OSError as e:
+    raise InputError(f"the law {path} cannot be read: {e.strerror or e}") from e
   except (ValueError, RecursionError) as e:
     raise InputError(f"{path} is no JSON: {e}") from e
+  if large:
+    raise InputError(f"{path} has more than {_BYTES:,} bytes, too many for a law")
   return from_json(found, str(path))
 
 
@@ -266,9 +268,7 @@ def _samples(found, order: list[str], place: str) -> dict[str, np.ndarray] | Non
   if found is None:
     return None
   if not isinstance(found, dict) or set(found) != set(order):
-    raise InputError(
-      f"{place}: samples must have a list for each of {', '.join(order)}"
-    )
+    raise InputError(f"{place}: samples need lists of {', '.join(order)}")
   arrays = {k: _array(found[k], f"{place}: samples of {k}", 1) for k in order}
   sizes = {len(x) for x in arrays.values()}
   if len(sizes) > 1 or not 2 <= sizes.pop() <= _SAMPLES:

@@ -47,8 +47,11 @@ def runs(config) -> list[Run]:
         raise InputError(f"scaling.{key}: {value!r} is not a whole number above 0")
   rates = tuple(s.rates) or (config.optim.lr,)
   for rate in rates:
-    if not 0 < rate < math.inf:
+    if isinstance(rate, str | bool) or not 0 < rate < math.inf:
       raise InputError(f"scaling.rates: {rate!r} is not a finite number above 0")
+  for key, values in (("ranks", s.ranks), ("rows", s.rows), ("rates", rates)):
+    if len(set(values)) < len(values):
+      raise InputError(f"scaling.{key} {tuple(values)} has a value twice")
   method = config.adapt.get("main")
   if method is None or "rank" not in method:
     raise InputError(
@@ -74,10 +77,14 @@ def run(config, out: str) -> str:
     InputError: wrong options, or a directory of another study.
   """
   todo = runs(config)
+  workdir.check(out, config)
+  new = not (pathlib.Path(out) / "points.jsonl").exists()
+  base = experiment.read_base(config) if new else None  # may fail: nothing is written
   folder = workdir.prepare(out, config)
   record = Record(folder / "points.jsonl")
   missing = [one for one in todo if not record.ended(one.name)]
-  base = experiment.read_base(config) if missing else None
+  if missing and base is None:
+    base = experiment.read_base(config)
   with console.Bar("fine-tuning", len(todo), "runs") as bar:
     bar.update(len(todo) - len(missing))
     for one in missing:

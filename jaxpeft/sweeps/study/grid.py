@@ -16,6 +16,7 @@ from jaxpeft.transformer.decoder import Transformer
 
 HEADS = 4
 FEWEST = 20  # steps of a run: fewer are mostly warm-up
+_MOST_STEPS = 10**7  # of a run
 _MOST_RUNS, _MOST_WIDTH, _MOST_DEPTH = 10_000, 4096, 128
 
 
@@ -59,6 +60,8 @@ def check(config):
         raise InputError(f"scaling.{name}: {x!r} is not a finite number above 0")
   if not s.rates:
     raise InputError("scaling.rates is empty: give learning rates, e.g. (3e-3, 1e-2)")
+  if len(set(s.rates)) < len(s.rates):
+    raise InputError(f"scaling.rates {tuple(s.rates)} has a rate twice")
   if len(s.tokens_per_parameter) != 2:
     raise InputError(
       f"scaling.tokens_per_parameter {s.tokens_per_parameter} are not two numbers: the "
@@ -79,7 +82,12 @@ def check(config):
     )
   if len(s.sizes) * len(s.budgets) * s.seeds > _MOST_RUNS:
     raise InputError(f"the study has more than {_MOST_RUNS} runs; lower scaling.seeds")
-  runs(config)
+  for name, some in (("budgets", runs(config)), ("tune_tokens", tuning(config))):
+    if (longest := max((one.steps for one in some), default=0)) > _MOST_STEPS:
+      raise InputError(
+        f"scaling.{name} give a run of {longest:.3g} steps, more than {_MOST_STEPS:,}; "
+        "lower them, or raise train.batch_size"
+      )
 
 
 def source(config) -> Source:

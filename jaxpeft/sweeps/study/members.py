@@ -25,6 +25,12 @@ from jaxpeft.transformer import decoder
 CHUNK = 20  # steps that one call takes
 
 
+def check(config):
+  """Raises InputError if the config's optimizer, schedule or adapter cannot be made."""
+  rates(config, 1.0, grid.FEWEST)
+  _experiment(config, grid.transformer(config, grid.sizes(config)[0]))
+
+
 class Group:
   """The programs for models of one shape, whose members are trained side by side."""
 

@@ -46,6 +46,9 @@ def run(config, out: str) -> Result:
     InputError: wrong options, a directory of another study, or a run that diverged.
   """
   grid.check(config)
+  if not (pathlib.Path(out) / "config.json").exists():  # refuse before writing it
+    workdir.check(out, config)
+    members.check(config)
   folder = workdir.prepare(out, config)
   record = Record(folder / "points.jsonl")
   source = grid.source(config)

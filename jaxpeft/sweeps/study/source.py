@@ -63,6 +63,9 @@ class Source:
         f"scaling.text needs at least two tokens, one candidate and two orders; it has "
         f"vocabulary {v}, candidates {self.candidates} and orders {self.orders}"
       )
+    for x in self.orders:
+      if isinstance(x, bool) or not isinstance(x, int | float):
+        raise InputError(f"scaling.text.orders: {x!r} is no number")
     total = sum(self.orders)
     if not min(self.orders) > 0 or not abs(total - 1) < 1e-6:
       raise InputError(
