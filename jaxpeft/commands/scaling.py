@@ -131,9 +131,10 @@ def flops(args):
 
   if not 1 <= args.context <= 10**9:
     raise InputError(f"--context={args.context} is not from 1 to 1,000,000,000")
-  tokens = 1.0 if args.tokens is None else _number(args.tokens, "--tokens")
+  given = "1" if args.tokens is None else args.tokens
+  tokens = _number(given, "--tokens")
   if not 0 < tokens <= 1e60:  # NaN, too
-    raise InputError(f"--tokens={args.tokens[:60]} is not above 0, up to 1e60")
+    raise InputError(f"--tokens={given[:60]} is not above 0, up to 1e60")
   shape = counting.Shape.of(_config(args.model))
   console.say(
     f"{args.model}: {shape.total:,} weights, {shape.body:,} without embeddings"
