@@ -23,7 +23,7 @@ from etils import epath
 
 from jaxpeft import console, tree
 from jaxpeft.checkpoints import json_file
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, shortage
 from jaxpeft.parallel import distributed
 
 # Orbax logs every save, and the traceback of every error that it raises later.
@@ -49,8 +49,16 @@ def _report_unraisable(about, report=sys.unraisablehook):
     report(about)
 
 
+def _worth_a_line(record: logging.LogRecord) -> bool:
+  """Whether asyncio's record is not that of a full disk, met by one of many writes."""
+  error = record.exc_info and record.exc_info[1]
+  return not error or shortage(error) is None
+
+
 # Which hook is called depends on the version of TensorStore.
 sys.excepthook, sys.unraisablehook = _report, _report_unraisable
+# A save ends with the error of one write; asyncio logs those of the others.
+logging.getLogger("asyncio").addFilter(_worth_a_line)
 # Orbax drops the writes that a failed save had not begun.
 warnings.filterwarnings("ignore", r"coroutine .*write_\w+' was never awaited")
 

@@ -1,5 +1,7 @@
 """A full disk is one line, loses nothing, and the run goes on with room again."""
 
+import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -47,6 +49,22 @@ def _wrapped(error):
       raise RuntimeError("saving failed") from e
   except RuntimeError as e:
     return e
+
+
+def test_the_other_writes_of_a_save_log_nothing_but_other_errors_do(caplog):
+  async def fails(error):
+    raise error
+
+  async def main():
+    tasks = [
+      asyncio.create_task(fails(error))
+      for error in (ValueError("RESOURCE_EXHAUSTED: No space left"), KeyError("x"))
+    ]
+    await asyncio.wait(tasks)
+
+  asyncio.run(main())  # nobody asks for the errors of its tasks
+  gc.collect()
+  assert [r.exc_info[0] for r in caplog.records if r.name == "asyncio"] == [KeyError]
 
 
 @pytest.mark.slow
