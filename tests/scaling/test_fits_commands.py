@@ -1,31 +1,12 @@
 """`scaling fit` and `scaling sensitivity`: output, files, one line for bad input."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from jaxpeft import __main__
 from jaxpeft.errors import InputError
 from jaxpeft.scaling import laws, points, sensitivity, spread
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-  """Runs `python -m jaxpeft scaling ...`; gives (status, stdout, stderr)."""
-
-  def run(*words):
-    monkeypatch.setattr(sys, "argv", ["jaxpeft", "scaling", *map(str, words)])
-    try:
-      __main__.main()
-      status = 0
-    except SystemExit as e:
-      status = e.code
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
-
-  return run
 
 
 @pytest.fixture

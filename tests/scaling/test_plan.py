@@ -1,32 +1,13 @@
 """Plans: sizes, intervals, hours; and the command that prints them."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from jaxpeft import __main__
 from jaxpeft.errors import InputError
 from jaxpeft.planning import targets
 from jaxpeft.scaling import laws, plan
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-  """Runs `python -m jaxpeft scaling ...`; gives (status, stdout, stderr)."""
-
-  def run(*words):
-    monkeypatch.setattr(sys, "argv", ["jaxpeft", "scaling", *words])
-    try:
-      __main__.main()
-      status = 0
-    except SystemExit as e:
-      status = e.code
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
-
-  return run
 
 
 def fitted(**changes):

@@ -1,12 +1,10 @@
 """What users get wrong with `scaling`: one line that names the key, and no file."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from jaxpeft import __main__
 from jaxpeft.caches import compiled
 from jaxpeft.errors import InputError
 from jaxpeft.scaling import (
@@ -23,22 +21,9 @@ N, D = (x.ravel() for x in np.meshgrid(1e7 * 3.0 ** np.arange(4), [1e9, 2e9, 4e9
 LOSS = laws.PUBLISHED["epoch"].law.loss(N, D)
 
 
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-  """Runs `python -m jaxpeft scaling ...`; gives (status, stdout, stderr)."""
-
-  def run(*words):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["jaxpeft", "scaling", *map(str, words)])
-    try:
-      __main__.main()
-      status = 0
-    except SystemExit as e:
-      status = e.code
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
-
-  return run
+@pytest.fixture(autouse=True)
+def _own_directory(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
